@@ -1,0 +1,25 @@
+//! What things are and what is allowed.
+//!
+//! In: values parsed at the edge. Out: decisions. There is no I/O here, no async and no clock:
+//! whoever calls passes in what was observed and carries out what was decided.
+
+pub mod admission;
+pub mod error;
+pub mod id;
+pub mod image_ref;
+pub mod name;
+pub mod recovery;
+pub mod runtime;
+pub mod spec;
+pub mod state;
+pub mod units;
+
+pub use admission::{Admitted, Denied, admit};
+pub use error::{ErrorKind, Kind};
+pub use id::{InstanceId, SnapshotId};
+pub use image_ref::ImageRef;
+pub use name::InstanceName;
+pub use runtime::{Accel, Backend};
+pub use spec::InstanceSpec;
+pub use state::{InstanceState, Op, Phase};
+pub use units::{ByteSize, MemMib};

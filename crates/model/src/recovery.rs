@@ -1,0 +1,95 @@
+//! What to do at start about an instance, from its record and from what the host shows.
+
+use crate::state::{InstanceState, Op, Phase};
+
+/// What the host shows of an instance's VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    /// The recorded process is there: same pid, start time and boot.
+    Alive,
+    /// Looked, and it is not there.
+    Gone,
+    /// Could not look. Nothing may be deleted on this.
+    Unknown,
+}
+
+/// What the daemon does about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovery {
+    /// Take the VMM over as it is.
+    Adopt,
+    /// Rest in this state; nothing on the host is touched.
+    Rest(InstanceState),
+    /// The VMM ended while nobody looked: clean its sockets, rest stopped.
+    NoteExit,
+    /// An operation was cut off: remove by name what it may have made, then rest in this state.
+    Undo(InstanceState),
+    /// An operation that makes an instance was cut off: remove all of it.
+    Remove,
+    /// The deletion was cut off: finish it.
+    FinishDelete,
+    /// Leave everything, and say why.
+    Hold(&'static str),
+}
+
+/// Decides, purely.
+#[must_use]
+pub fn recover(phase: &Phase, seen: Observed) -> Recovery {
+    use InstanceState::{Failed, Running, Standby, Stopped};
+    match (phase, seen) {
+        (_, Observed::Unknown) => Recovery::Hold("could not look for its VMM"),
+
+        (Phase::Resting(Running), Observed::Alive) => Recovery::Adopt,
+        (Phase::Resting(Running), Observed::Gone) => Recovery::NoteExit,
+        // A VMM is there that the record does not know of: an operation was cut off at its end.
+        (Phase::Resting(state @ (Stopped | Standby { .. })), Observed::Alive) => Recovery::Undo(state.clone()),
+        (Phase::Resting(state @ (Stopped | Standby { .. })), Observed::Gone) => Recovery::Rest(state.clone()),
+        (Phase::Resting(state @ Failed { .. }), Observed::Alive | Observed::Gone) => Recovery::Rest(state.clone()),
+
+        (Phase::Busy { op: Op::Delete, .. }, Observed::Alive | Observed::Gone) => Recovery::FinishDelete,
+        (Phase::Busy { op: Op::Create | Op::Fork, .. }, Observed::Alive | Observed::Gone) => Recovery::Remove,
+
+        // It was running and still is: whatever was begun on it did not end it.
+        (Phase::Busy { from: Running, .. }, Observed::Alive) => Recovery::Adopt,
+        (Phase::Busy { from: Running, .. }, Observed::Gone) => Recovery::NoteExit,
+        (Phase::Busy { from: state, .. }, Observed::Alive | Observed::Gone) => Recovery::Undo(state.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_touched_when_one_could_not_look() {
+        for op in Op::ALL {
+            for phase in [
+                Phase::Resting(InstanceState::Running),
+                Phase::Resting(InstanceState::Stopped),
+                Phase::Busy { op, from: InstanceState::Running },
+            ] {
+                assert!(matches!(recover(&phase, Observed::Unknown), Recovery::Hold(_)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_running_guest_is_never_ended_by_a_restart() {
+        for op in [Op::Snapshot, Op::Standby, Op::Stop] {
+            let phase = Phase::Busy { op, from: InstanceState::Running };
+            assert_eq!(recover(&phase, Observed::Alive), Recovery::Adopt);
+        }
+        assert_eq!(recover(&Phase::Resting(InstanceState::Running), Observed::Alive), Recovery::Adopt);
+    }
+
+    #[test]
+    fn half_made_instances_go_and_half_deleted_ones_too() {
+        let cut = |op| Phase::Busy { op, from: InstanceState::Stopped };
+        for seen in [Observed::Alive, Observed::Gone] {
+            assert_eq!(recover(&cut(Op::Create), seen), Recovery::Remove);
+            assert_eq!(recover(&cut(Op::Fork), seen), Recovery::Remove);
+            assert_eq!(recover(&cut(Op::Delete), seen), Recovery::FinishDelete);
+            assert_eq!(recover(&cut(Op::Start), seen), Recovery::Undo(InstanceState::Stopped));
+        }
+    }
+}

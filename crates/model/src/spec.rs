@@ -1,0 +1,141 @@
+//! What an instance is made of: its request, parsed.
+
+use std::collections::BTreeMap;
+
+use crate::image_ref::ImageRef;
+use crate::name::InstanceName;
+use crate::runtime::Backend;
+use crate::units::{ByteSize, MemMib};
+
+/// The most vCPUs an instance may have.
+pub const MAX_VCPUS: u8 = 32;
+
+/// A parsed instance specification: what was asked for, with defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InstanceSpec {
+    /// Its name, and the guest's hostname.
+    pub name: InstanceName,
+    /// The image it was made of.
+    pub image: ImageRef,
+    /// Which VMM runs it.
+    pub backend: Backend,
+    /// Guest memory.
+    pub memory: MemMib,
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Size of the writable layer.
+    pub overlay: ByteSize,
+    /// Whether the guest has a network device.
+    pub network: bool,
+    /// The user's tags.
+    pub tags: BTreeMap<String, String>,
+    /// The user's variables, as the API shows them.
+    pub env: BTreeMap<String, String>,
+    /// What runs in the guest.
+    pub program: Program,
+}
+
+/// The guest's program: the image's configuration with the request's changes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Program {
+    /// Command and arguments; never empty.
+    pub argv: Vec<String>,
+    /// All its variables, as `KEY=value`.
+    pub env: Vec<String>,
+    /// Where it starts.
+    pub workdir: String,
+    /// `user[:group]`, names or numbers; empty is root.
+    pub user: String,
+}
+
+/// Neither the image nor the request says what to run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("image {0} names no command")]
+pub struct NoCommand(pub ImageRef);
+
+/// An image's configuration, as far as it decides what runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageConfig {
+    /// OCI `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// OCI `Cmd`.
+    pub cmd: Vec<String>,
+    /// OCI `Env`, as `KEY=value`.
+    pub env: Vec<String>,
+    /// OCI `WorkingDir`; empty is `/`.
+    pub workdir: String,
+    /// OCI `User`.
+    pub user: String,
+}
+
+impl Program {
+    /// What Docker would run: a given entrypoint drops the image's cmd, a given cmd replaces it.
+    ///
+    /// # Errors
+    /// [`NoCommand`] if nothing is left to run.
+    pub fn resolve(
+        image: &ImageRef,
+        config: &ImageConfig,
+        entrypoint: Option<Vec<String>>,
+        cmd: Option<Vec<String>>,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Self, NoCommand> {
+        let cmd = cmd.unwrap_or_else(|| if entrypoint.is_some() { Vec::new() } else { config.cmd.clone() });
+        let mut argv = entrypoint.unwrap_or_else(|| config.entrypoint.clone());
+        argv.extend(cmd);
+        if argv.is_empty() {
+            return Err(NoCommand(image.clone()));
+        }
+        let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        let mut all: Vec<String> = config.env.iter().filter(|e| !env.contains_key(&key(e))).cloned().collect();
+        if !all.iter().any(|e| key(e) == "PATH") && !env.contains_key("PATH") {
+            all.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+        }
+        all.extend(env.iter().map(|(k, v)| format!("{k}={v}")));
+        let workdir = if config.workdir.is_empty() { "/".into() } else { config.workdir.clone() };
+        Ok(Self { argv, env: all, workdir, user: config.user.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> ImageRef {
+        "app".parse().expect("a reference")
+    }
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_runs_is_what_docker_would_run() {
+        let config = ImageConfig {
+            entrypoint: strings(&["/entry"]),
+            cmd: strings(&["serve"]),
+            env: strings(&["A=1", "B=2"]),
+            ..ImageConfig::default()
+        };
+        let env = BTreeMap::from([("B".to_owned(), "3".to_owned())]);
+        let argv = |entrypoint, cmd| {
+            Program::resolve(&image(), &config, entrypoint, cmd, &env).expect("something to run").argv
+        };
+        assert_eq!(argv(None, None), ["/entry", "serve"]);
+        assert_eq!(argv(None, Some(strings(&["check"]))), ["/entry", "check"]);
+        assert_eq!(argv(Some(strings(&["/bin/sh"])), None), ["/bin/sh"]);
+        assert_eq!(argv(Some(vec![]), Some(strings(&["/bin/x"]))), ["/bin/x"]);
+
+        let program = Program::resolve(&image(), &config, None, None, &env).expect("something to run");
+        assert!(program.env.contains(&"A=1".to_owned()) && program.env.contains(&"B=3".to_owned()));
+        assert!(!program.env.contains(&"B=2".to_owned()));
+        assert!(program.env.iter().any(|e| e.starts_with("PATH=")));
+        assert_eq!(program.workdir, "/");
+    }
+
+    #[test]
+    fn an_image_without_a_command_is_refused() {
+        let error = Program::resolve(&image(), &ImageConfig::default(), None, None, &BTreeMap::new());
+        assert_eq!(error, Err(NoCommand(image())));
+    }
+}
