@@ -1,1 +1,80 @@
-//! (see ARCHITECTURE.md)
+//! The daemon's records, in SQLite.
+//!
+//! In: a data directory, and records as typed values with the times that the caller took. Out: the
+//! same records, after any restart. One daemon holds the directory at a time ([`Store::open`] takes
+//! its lock). The store decides nothing about instances, reads no clock and touches no file but
+//! `state.db` and `lock`.
+//!
+//! Every record is one row: the columns that are searched or must be unique, and the whole record
+//! as JSON. A change of the JSON that an older daemon would misread is a new version in `schema.rs`.
+//!
+//! Writes survive the death of the process at any point; a power cut may take back the last few
+//! (WAL with `synchronous=NORMAL`), never leave half of one.
+
+mod error;
+mod images;
+mod instances;
+mod lock;
+pub mod lookup;
+pub mod phases;
+mod schema;
+mod snapshots;
+mod table;
+mod timelines;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+
+pub use error::{OpenError, RecordError};
+pub use images::ImageRecord;
+pub use instances::{InstanceRecord, Origin, ProgramExit};
+pub use lookup::Lookup;
+pub use phases::PhaseClock;
+pub use snapshots::{SnapshotKind, SnapshotRecord};
+pub use timelines::{StepTime, TIMELINES_KEPT, TimelineRecord};
+
+/// The database's file name in the data directory.
+pub const DATABASE_FILE: &str = "state.db";
+
+/// All records of one data directory. Shared by reference; a call takes well under a millisecond.
+#[derive(Debug)]
+pub struct Store {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+    // Held as long as the store lives; dropped last.
+    _lock: lock::DirLock,
+}
+
+impl Store {
+    /// Makes the data directory if it is missing, takes its lock, opens `state.db` and brings it to
+    /// this version's schema.
+    ///
+    /// # Errors
+    /// [`OpenError`]: another daemon holds the directory, the database is of a later version or
+    /// damaged, or the file system refused.
+    pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
+        let lock = lock::DirLock::take(data_dir)?;
+        let path = data_dir.join(DATABASE_FILE);
+        let connection = schema::open(&path)?;
+        Ok(Self { connection: Mutex::new(connection), path, _lock: lock })
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connection. A panic while it was held cannot have left half a write: what is not
+    /// committed is rolled back.
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const _: () = {
+    const fn shared_between_threads<T: Send + Sync>() {}
+    shared_between_threads::<Store>();
+};

@@ -1,0 +1,26 @@
+//! A database of every version that was ever written opens in this one, with all that is in it.
+//!
+//! `golden/v<n>.sql` is a dump that never changes. A new version adds a file and a test here.
+
+#[path = "support/sample.rs"]
+mod sample;
+
+use hearth_store::{DATABASE_FILE, Lookup, Store};
+
+#[test]
+fn version_1_opens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let raw = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).expect("makes a file");
+    raw.execute_batch(include_str!("golden/v1.sql")).expect("the dump is SQL");
+    let version: i64 = raw.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("has a version");
+    assert_eq!(version, 1);
+    drop(raw);
+
+    let store = Store::open(dir.path()).expect("opens");
+    let instance = sample::instance(1, "web");
+    assert_eq!(store.instances().expect("lists"), std::slice::from_ref(&instance));
+    assert_eq!(store.find_instance("web").expect("looks"), Lookup::Found(instance.clone()));
+    assert_eq!(store.snapshots().expect("lists"), [sample::snapshot(1, "before")]);
+    assert_eq!(store.images().expect("lists"), [sample::image("app")]);
+    assert_eq!(store.timelines(&instance.id, 10).expect("lists"), [sample::timeline(&instance.id, 7)]);
+}
