@@ -1,0 +1,117 @@
+//! `/snapshots`: saved instances that others can be made of, and `/instances/{id}/snapshots`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::Tags;
+use crate::instances::TargetState;
+
+/// A saved instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// Names it for ever.
+    pub id: String,
+    /// When it was taken.
+    pub created_at: Timestamp,
+    /// What it holds.
+    pub kind: SnapshotKind,
+    /// What it takes on disk, in bytes.
+    pub size_bytes: u64,
+    /// What ran its source.
+    pub source_hypervisor: String,
+    /// Its source.
+    pub source_instance_id: String,
+    /// Its source's name then.
+    pub source_instance_name: String,
+    /// Always `none` here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression_state: Option<CompressionState>,
+    /// Its name, unique among its source's snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The user's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Tags>,
+    /// Ours: size of the guest's memory in bytes; left out without memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Ours: the snapshot that this one holds only the changes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+pub enum SnapshotKind {
+    /// Memory, devices and disks.
+    Standby,
+    /// Disks.
+    Stopped,
+}
+
+/// How a snapshot's memory is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CompressionState {
+    /// As it is.
+    None,
+}
+
+/// `POST /instances/{id}/snapshots`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// What to save: `Standby` needs a running instance or one in standby, `Stopped` a stopped one.
+    pub kind: SnapshotKind,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The user's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Tags>,
+}
+
+/// `POST /instances/{id}/snapshots/{snapshot_id}/restore`: puts the snapshot in the instance's place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreSnapshot {
+    /// Must be the one that ran its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_hypervisor: Option<String>,
+    /// Where to rest afterwards: `Running` by default for kind `Standby`, `Stopped` for `Stopped`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_state: Option<TargetState>,
+}
+
+/// `POST /snapshots/{snapshot_id}/fork`: makes new instances of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkSnapshot {
+    /// The new instance's name; with `count` above 1, what their names begin with.
+    pub name: String,
+    /// Must be the one that ran its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_hypervisor: Option<String>,
+    /// Where to rest afterwards: `Running` by default for kind `Standby`, `Stopped` for `Stopped`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_state: Option<TargetState>,
+    /// Ours: how many; above 1 the answer is `Forked`, and their names end in `-1` … `-count`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub count: Option<u32>,
+}
+
+/// Query of `GET /snapshots`; all must match. Tags are `tags[key]=value`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListSnapshots {
+    /// Of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<SnapshotKind>,
+    /// Of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of that source: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_instance_id: Option<String>,
+}
