@@ -1,6 +1,7 @@
 //! Snapshot records: which bundles there are and whose they are.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use hearth_model::{Backend, InstanceId, InstanceName, InstanceSpec, MemMib, SnapshotId};
 use rusqlite::params;
@@ -52,6 +53,15 @@ pub enum SnapshotKind {
     Standby,
     /// Disks only: what is made of it boots.
     Stopped,
+}
+
+impl fmt::Display for SnapshotKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Standby => "standby",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 impl Store {

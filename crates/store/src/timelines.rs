@@ -1,6 +1,6 @@
 //! Timelines: the timed steps of the last operations of each instance.
 
-use hearth_model::{InstanceId, Op};
+use hearth_model::InstanceId;
 use rusqlite::params;
 
 use crate::Store;
@@ -16,8 +16,8 @@ const KEPT: i64 = TIMELINES_KEPT as i64;
 /// One operation on one instance.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TimelineRecord {
-    /// The operation.
-    pub op: Op,
+    /// The operation: text, so that a verb of an older version is still read.
+    pub op: String,
     /// On what.
     pub instance: InstanceId,
     /// When it began, in milliseconds since the Unix epoch.

@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 
 use hearth_model::spec::{ImageConfig, Program};
-use hearth_model::{
-    Backend, ByteSize, ImageRef, InstanceId, InstanceSpec, InstanceState, MemMib, Op, Phase, SnapshotId,
-};
+use hearth_model::{Backend, ByteSize, ImageRef, InstanceId, InstanceSpec, InstanceState, MemMib, Phase, SnapshotId};
 use hearth_store::{
     ImageRecord, InstanceRecord, Origin, PhaseClock, ProgramExit, SnapshotKind, SnapshotRecord, StepTime,
     TimelineRecord,
@@ -95,7 +93,7 @@ pub fn image(name: &str) -> ImageRecord {
 
 pub fn timeline(instance: &InstanceId, at_ms: i64) -> TimelineRecord {
     TimelineRecord {
-        op: Op::Restore,
+        op: "restore".into(),
         instance: instance.clone(),
         at_ms,
         total_us: 80_000,

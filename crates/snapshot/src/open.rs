@@ -1,0 +1,213 @@
+//! Opening a bundle: its manifest is read and every file looked at, none is read.
+//!
+//! On the way of every restore and fork: one small file and a stat per file.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hearth_model::SnapshotId;
+use hearth_model::error::{ErrorKind, Kind, io_kind};
+
+use crate::manifest::{FORMAT, Manifest};
+use crate::{MANIFEST, MEMORY, OVERLAY, ROOTFS, SETTLED, VMSTATE, boot_id};
+
+/// A published bundle, whole as far as sizes tell.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Bundle {
+    pub(crate) const fn new(dir: PathBuf, manifest: Manifest) -> Self {
+        Self { dir, manifest }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> &SnapshotId {
+        &self.manifest.id
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Device state; only a bundle of kind standby has it.
+    #[must_use]
+    pub fn vmstate(&self) -> PathBuf {
+        self.dir.join(VMSTATE)
+    }
+
+    /// Guest RAM; only a bundle of kind standby has it.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.dir.join(MEMORY)
+    }
+
+    /// The image's root file system.
+    #[must_use]
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join(ROOTFS)
+    }
+
+    /// The writable layer.
+    #[must_use]
+    pub fn overlay(&self) -> PathBuf {
+        self.dir.join(OVERLAY)
+    }
+
+    /// Whether all of it has reached the disk.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.dir.join(SETTLED).exists()
+    }
+}
+
+/// A bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is none.
+    #[error("there is no bundle of snapshot {id}")]
+    Absent {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// A later version of Hearth wrote it.
+    #[error("snapshot {id} has format {found}, and this version reads up to {FORMAT}")]
+    FromTheFuture {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Its format.
+        found: u32,
+    },
+    /// The manifest is not one.
+    #[error("read {file} of snapshot {id}", file = MANIFEST)]
+    Garbled {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file is not as it was published.
+    #[error("{file} of snapshot {id} {problem}")]
+    Damaged {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The file, by its path in the bundle.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The host went down before its files had reached the disk.
+    #[error("snapshot {id} was not yet on disk when the host went down")]
+    Unsettled {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// The file system refused.
+    #[error("look at {path}")]
+    Io {
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Kind for OpenError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Absent { .. } => ErrorKind::NotFound,
+            Self::FromTheFuture { .. } => ErrorKind::Incompatible,
+            Self::Garbled { .. } | Self::Damaged { .. } | Self::Unsettled { .. } => ErrorKind::Corrupt,
+            Self::Io { source, .. } => io_kind(source),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::FromTheFuture { .. } => Some("use the version that wrote it, or a later one".into()),
+            Self::Garbled { .. } | Self::Damaged { .. } | Self::Unsettled { .. } => {
+                Some("restore its directory from a backup, or remove the snapshot".into())
+            }
+            Self::Absent { .. } | Self::Io { .. } => None,
+        }
+    }
+}
+
+/// Opens a published bundle: reads the manifest, and checks that each file is there with the size
+/// it was published with. Contents are [`verify`](crate::verify)'s.
+///
+/// # Errors
+/// `not_found`, `incompatible` if a later version wrote it, `corrupt` naming the file, or the file
+/// system's.
+pub fn open(snapshots: &Path, id: &SnapshotId) -> Result<Bundle, OpenError> {
+    let dir = snapshots.join(id.as_str());
+    let manifest = read_manifest(&dir, id)?;
+    let damaged = |file: &str, problem: String| OpenError::Damaged { id: id.clone(), file: file.to_owned(), problem };
+    if manifest.id != *id {
+        return Err(damaged(MANIFEST, format!("is that of snapshot {}", manifest.id)));
+    }
+    // Only names of ours are ever joined to a path.
+    for file in manifest.kind.files() {
+        let Some(entry) = manifest.files.iter().find(|entry| entry.name == *file) else {
+            return Err(damaged(MANIFEST, format!("does not list {file}")));
+        };
+        let path = dir.join(file);
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if !meta.is_file() => return Err(damaged(file, "is not a file".into())),
+            Ok(meta) if meta.len() != entry.bytes => {
+                return Err(damaged(file, format!("has {} bytes instead of {}", meta.len(), entry.bytes)));
+            }
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => return Err(damaged(file, "is missing".into())),
+            Err(source) => return Err(OpenError::Io { path, source }),
+        }
+    }
+    let bundle = Bundle::new(dir, manifest);
+    if bundle.manifest.boot_id != boot_id() && !bundle.is_settled() {
+        return Err(OpenError::Unsettled { id: id.clone() });
+    }
+    Ok(bundle)
+}
+
+fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
+    #[derive(serde::Deserialize)]
+    struct OnlyFormat {
+        format: u32,
+    }
+    let path = dir.join(MANIFEST);
+    let json = match fs::read(&path) {
+        Ok(json) => json,
+        Err(error) if is_absent(&error) && !dir.exists() => return Err(OpenError::Absent { id: id.clone() }),
+        Err(error) if is_absent(&error) => {
+            let (file, problem) = (MANIFEST.to_owned(), "is missing".to_owned());
+            return Err(OpenError::Damaged { id: id.clone(), file, problem });
+        }
+        Err(source) => return Err(OpenError::Io { path, source }),
+    };
+    let garbled = |source| OpenError::Garbled { id: id.clone(), source };
+    // The number first: nothing else of a later format can be relied on.
+    let OnlyFormat { format } = serde_json::from_slice(&json).map_err(garbled)?;
+    if format > FORMAT {
+        return Err(OpenError::FromTheFuture { id: id.clone(), found: format });
+    }
+    serde_json::from_slice(&json).map_err(garbled)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}

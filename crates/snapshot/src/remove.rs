@@ -1,0 +1,98 @@
+//! Removing bundles, and what a daemon that died left half written or half removed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hearth_model::SnapshotId;
+use hearth_model::error::{ErrorKind, Kind, io_kind};
+
+use crate::{DRAFT_PREFIX, TRASH_PREFIX};
+
+/// A bundle, or what was left of one, could not be removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}")]
+pub struct RemoveError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Kind for RemoveError {
+    fn kind(&self) -> ErrorKind {
+        io_kind(&self.source)
+    }
+}
+
+/// What [`sweep`] found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Drafts and trash that it removed.
+    pub removed: Vec<PathBuf>,
+    /// Drafts and trash that it could not remove.
+    pub failed: Vec<RemoveError>,
+    /// What nobody knows of: left alone, for a person to look at.
+    pub unknown: Vec<PathBuf>,
+    /// Bundles that somebody knows of and that are not there.
+    pub missing: Vec<SnapshotId>,
+}
+
+/// Removes a bundle: it is gone at once for everyone, and then its files are deleted. None there
+/// is success, and one whose removal was cut off is removed to its end. Who has hard links to its
+/// files keeps them.
+///
+/// # Errors
+/// The file system's. If the bundle's files could not all be deleted, it is gone nevertheless, and
+/// removing it again or [`sweep`] tries again.
+pub fn remove(snapshots: &Path, id: &SnapshotId) -> Result<(), RemoveError> {
+    let (bundle, trash) = (snapshots.join(id.as_str()), snapshots.join(format!("{TRASH_PREFIX}{id}")));
+    // What an earlier try left would be in the way of the rename.
+    delete(&trash)?;
+    match fs::rename(&bundle, &trash) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(RemoveError { action: "remove snapshot", path: bundle, source }),
+        Ok(()) => delete(&trash),
+    }
+}
+
+/// For a daemon's start: removes all drafts and trash, and says which bundles `keep` does not name
+/// and which of `keep` are not there. Deletes no bundle.
+///
+/// # Errors
+/// If the directory cannot be listed. A directory that is not there is an empty one.
+pub fn sweep(snapshots: &Path, keep: &BTreeSet<SnapshotId>) -> Result<Swept, RemoveError> {
+    let failed = |source| RemoveError { action: "list", path: snapshots.to_owned(), source };
+    let mut swept = Swept::default();
+    let mut missing = keep.clone();
+    let entries = match fs::read_dir(snapshots) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(failed)?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let entry = entry.map_err(failed)?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if name.starts_with(DRAFT_PREFIX) || name.starts_with(TRASH_PREFIX) {
+            match delete(&path) {
+                Ok(()) => swept.removed.push(path),
+                Err(error) => swept.failed.push(error),
+            }
+        } else if !name.parse().is_ok_and(|id: SnapshotId| missing.remove(&id)) {
+            swept.unknown.push(path);
+        }
+    }
+    swept.missing = missing.into_iter().collect();
+    Ok(swept)
+}
+
+fn delete(dir: &Path) -> Result<(), RemoveError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| RemoveError { action: "delete", path: dir.to_owned(), source }),
+    }
+}
