@@ -1,0 +1,544 @@
+//! The configuration: what the daemon is told before it starts.
+//!
+//! In: command line, environment, one TOML file. Out: a [`Config`] in which every value has been
+//! checked, or an error that names the setting and where it was given. Command line goes before
+//! environment, environment before file, file before default.
+//!
+//! Every setting of the file (`memory` below `[defaults]`) can be given as an environment variable
+//! (`HEARTH_DEFAULTS_MEMORY`). What is given and not known is refused, never ignored.
+
+mod error;
+mod given;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use hearth_model::spec::MAX_VCPUS;
+use hearth_model::{Backend, ByteSize, MemMib};
+
+pub use error::ConfigError;
+use given::{Given, Source};
+
+/// Read if it is there and no other file is named.
+const DEFAULT_FILE: &str = "/etc/hearth/config.toml";
+
+/// What the command line says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// The file to read; it must be there.
+    pub config: Option<PathBuf>,
+    /// Instead of the configured data directory.
+    pub data_dir: Option<PathBuf>,
+    /// Instead of the configured address.
+    pub listen: Option<String>,
+}
+
+/// What the daemon was told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// `[log]`
+    pub log: Log,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[kernel]`
+    pub kernel: Kernel,
+    /// `[qemu]`
+    pub qemu: Qemu,
+    /// `[defaults]`
+    pub defaults: Defaults,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[timeouts]`
+    pub timeouts: Timeouts,
+}
+
+/// How it logs, to stderr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// For people or for programs.
+    pub format: LogFormat,
+    /// A level, or directives as `tracing` takes them; also `HEARTH_LOG`.
+    pub level: String,
+}
+
+/// For whom it logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// People.
+    Text,
+    /// Programs.
+    Json,
+}
+
+/// Who may use the API.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// What tokens are signed with; without one everybody on this host may use the API.
+    pub token_secret: Option<Secret>,
+}
+
+/// A text that is not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// One that is known from elsewhere.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The bytes to sign with.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What guests boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// An unpacked kernel package; `kernel` below the data directory if left out.
+    pub dir: Option<PathBuf>,
+}
+
+/// The VMM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qemu {
+    /// Its program, looked for in `PATH` if it is a bare name.
+    pub path: PathBuf,
+    /// How vCPUs are executed.
+    pub accel: AccelChoice,
+}
+
+/// How vCPUs are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccelChoice {
+    /// By KVM if it is real, else by TCG.
+    Auto,
+    /// By KVM, whatever the probe says.
+    Kvm,
+    /// By TCG.
+    Tcg,
+}
+
+/// What an instance gets when a request does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defaults {
+    /// What runs it.
+    pub hypervisor: Backend,
+    /// Its memory.
+    pub memory: MemMib,
+    /// Its vCPUs.
+    pub vcpus: u8,
+    /// Size of its writable layer.
+    pub overlay: ByteSize,
+}
+
+/// How much one request may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Size of a request's body.
+    pub body: ByteSize,
+    /// Instances made by one fork.
+    pub fork_count: u32,
+}
+
+/// How long the daemon waits for others, in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a guest to boot and its program to start.
+    pub boot_s: u32,
+    /// For an agent that should be there to answer.
+    pub agent_s: u32,
+    /// For a guest that was asked to shut down.
+    pub shutdown_grace_s: u32,
+}
+
+impl Timeouts {
+    /// For a guest to boot and its program to start.
+    #[must_use]
+    pub fn boot(&self) -> Duration {
+        Duration::from_secs(self.boot_s.into())
+    }
+
+    /// For an agent that should be there to answer.
+    #[must_use]
+    pub fn agent(&self) -> Duration {
+        Duration::from_secs(self.agent_s.into())
+    }
+
+    /// For a guest that was asked to shut down.
+    #[must_use]
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_s.into())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/hearth".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], hearth_api::DEFAULT_PORT)),
+            log: Log { format: LogFormat::Text, level: "info".into() },
+            auth: Auth::default(),
+            kernel: Kernel::default(),
+            qemu: Qemu { path: "qemu-system-x86_64".into(), accel: AccelChoice::Auto },
+            defaults: Defaults {
+                hypervisor: Backend::QemuMicrovm,
+                memory: MemMib::new(256).expect("256 MB is in range"),
+                vcpus: 1,
+                overlay: ByteSize::gib(10),
+            },
+            limits: Limits { body: ByteSize::mib(1), fork_count: 256 },
+            timeouts: Timeouts { boot_s: 120, agent_s: 30, shutdown_grace_s: 10 },
+        }
+    }
+}
+
+/// Every setting, as a path into the file.
+const KEYS: [&str; 18] = [
+    "data_dir",
+    "listen",
+    "log.format",
+    "log.level",
+    "auth.token_secret",
+    "auth.token_secret_file",
+    "kernel.dir",
+    "qemu.path",
+    "qemu.accel",
+    "defaults.hypervisor",
+    "defaults.memory",
+    "defaults.vcpus",
+    "defaults.overlay",
+    "limits.body",
+    "limits.fork_count",
+    "timeouts.boot_s",
+    "timeouts.agent_s",
+    "timeouts.shutdown_grace_s",
+];
+
+impl Config {
+    /// Reads the file and the environment of this process.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the setting and where it was given.
+    pub fn load(options: &ServeOptions) -> Result<Self, ConfigError> {
+        let file = read_file(options.config.as_deref())?;
+        let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+        Self::from_sources(options, std::env::vars_os(), file)
+    }
+
+    /// Decides, from what was read.
+    fn from_sources(
+        options: &ServeOptions,
+        environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, ConfigError> {
+        let mut given = match file {
+            Some((path, text)) => given::from_file(path, text, &KEYS)?,
+            None => Vec::new(),
+        };
+        given.extend(given::from_environment(environment, &KEYS)?);
+        given.extend(from_options(options)?);
+
+        let mut config = Self::default();
+        let mut secret_file = None;
+        for given in given {
+            config.set(&given, &mut secret_file).map_err(|problem| ConfigError::Value {
+                key: given.key,
+                source_of_value: given.source.to_string(),
+                problem,
+            })?;
+        }
+        if let Some(path) = secret_file {
+            config.auth.token_secret = Some(read_secret(&path)?);
+        }
+        check_exposure(config.listen, config.auth.token_secret.is_some())?;
+        Ok(config)
+    }
+
+    /// Takes one setting over; later ones win.
+    fn set(&mut self, given: &Given, secret_file: &mut Option<PathBuf>) -> Result<(), String> {
+        let text = given.text.as_str();
+        match given.key {
+            "data_dir" => self.data_dir = absolute(text)?,
+            "listen" => self.listen = parse_listen(text)?,
+            "log.format" => {
+                self.log.format = one_of(text, [("text", LogFormat::Text), ("json", LogFormat::Json)])?;
+            }
+            "log.level" => {
+                tracing_subscriber::EnvFilter::try_new(text)
+                    .map_err(|error| format!("{text:?} is not a level or a list of directives: {error}"))?;
+                text.clone_into(&mut self.log.level);
+            }
+            "auth.token_secret" if text.is_empty() => return Err("must not be empty".into()),
+            // The later of the two wins, as with any setting.
+            "auth.token_secret" => {
+                self.auth.token_secret = Some(Secret(text.to_owned()));
+                *secret_file = None;
+            }
+            "auth.token_secret_file" => *secret_file = Some(absolute(text)?),
+            "kernel.dir" => self.kernel.dir = Some(absolute(text)?),
+            "qemu.path" if text.is_empty() => return Err("must not be empty".into()),
+            "qemu.path" => self.qemu.path = text.into(),
+            "qemu.accel" => {
+                let choices = [("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)];
+                self.qemu.accel = one_of(text, choices)?;
+            }
+            "defaults.hypervisor" => self.defaults.hypervisor = parse(text)?,
+            "defaults.memory" => {
+                self.defaults.memory = MemMib::from_size(parse(text)?).map_err(|error| error.to_string())?;
+            }
+            "defaults.vcpus" => self.defaults.vcpus = number(text, 1, MAX_VCPUS)?,
+            "defaults.overlay" => self.defaults.overlay = size(text, ByteSize::mib(1))?,
+            "limits.body" => self.limits.body = size(text, ByteSize(1024))?,
+            "limits.fork_count" => self.limits.fork_count = number(text, 1, 10_000)?,
+            "timeouts.boot_s" => self.timeouts.boot_s = number(text, 1, 3600)?,
+            "timeouts.agent_s" => self.timeouts.agent_s = number(text, 1, 3600)?,
+            "timeouts.shutdown_grace_s" => self.timeouts.shutdown_grace_s = number(text, 0, 3600)?,
+            other => return Err(format!("{other} is listed as a setting but not read")),
+        }
+        Ok(())
+    }
+}
+
+fn read_file(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some((path.to_owned(), text))),
+        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn from_options(options: &ServeOptions) -> Result<Vec<Given>, ConfigError> {
+    let mut given = Vec::new();
+    if let Some(dir) = &options.data_dir {
+        // Relative to where the command was typed.
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+        let text = dir.to_str().ok_or_else(|| ConfigError::Value {
+            key: "data_dir",
+            source_of_value: Source::Flag("--data-dir").to_string(),
+            problem: "is not UTF-8".into(),
+        })?;
+        given.push(Given { key: "data_dir", text: text.to_owned(), source: Source::Flag("--data-dir") });
+    }
+    if let Some(listen) = &options.listen {
+        given.push(Given { key: "listen", text: listen.clone(), source: Source::Flag("--listen") });
+    }
+    Ok(given)
+}
+
+fn read_secret(path: &Path) -> Result<Secret, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(ConfigError::EmptySecret { path: path.to_owned() }),
+        secret => Ok(Secret(secret.to_owned())),
+    }
+}
+
+/// Without a secret, whoever reaches the API owns the host's guests: then only this host may.
+fn check_exposure(listen: SocketAddr, has_secret: bool) -> Result<(), ConfigError> {
+    if has_secret || listen.ip().to_canonical().is_loopback() { Ok(()) } else { Err(ConfigError::Exposed { listen }) }
+}
+
+fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let address = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    address
+        .as_deref()
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| format!("{text:?} is not an address and a port, as in \"127.0.0.1:4973\""))
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{text:?} is not an absolute path")) }
+}
+
+fn one_of<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, String> {
+    choices
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| format!("{text:?} is not one of {}", choices.map(|(name, _)| name).join(", ")))
+}
+
+fn number<T: FromStr + PartialOrd + std::fmt::Display>(text: &str, min: T, max: T) -> Result<T, String> {
+    match text.parse::<T>() {
+        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
+        _ => Err(format!("{text:?} is not a whole number from {min} to {max}")),
+    }
+}
+
+fn size(text: &str, min: ByteSize) -> Result<ByteSize, String> {
+    let size: ByteSize = parse(text)?;
+    if size < min { Err(format!("{text:?} is less than {min}")) } else { Ok(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hearth_model::{ErrorKind, Kind, error::chain};
+
+    fn config(file: &str, environment: &[(&str, &str)], options: &ServeOptions) -> Result<Config, ConfigError> {
+        let environment = environment.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        Config::from_sources(options, environment, Some((Path::new("/c.toml"), file)))
+    }
+
+    /// The whole of what a user would read.
+    fn refusal(file: &str, environment: &[(&str, &str)]) -> String {
+        let error = config(file, environment, &ServeOptions::default()).expect_err("must be refused");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        format!("{} — {}", chain(&error), error.hint().unwrap_or_default())
+    }
+
+    #[test]
+    fn nothing_given_is_the_defaults() {
+        let config = config("", &[], &ServeOptions::default()).expect("defaults");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:4973");
+        assert_eq!(config.data_dir, Path::new("/var/lib/hearth"));
+        assert_eq!(config.timeouts.boot(), Duration::from_secs(120));
+        assert_eq!(config.auth.token_secret, None);
+    }
+
+    #[test]
+    fn command_line_before_environment_before_file() {
+        let file = "listen = '127.0.0.1:1'\ndata_dir = '/file'\n[defaults]\nmemory = '1GB'\nvcpus = 2\n";
+        let environment = [("HEARTH_LISTEN", "127.0.0.1:2"), ("HEARTH_DEFAULTS_VCPUS", "3"), ("HEARTH_URL", "x")];
+        let options = ServeOptions { listen: Some("localhost:3".into()), ..ServeOptions::default() };
+        let config = config(file, &environment, &options).expect("valid");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:3");
+        assert_eq!(config.data_dir, Path::new("/file"));
+        assert_eq!(config.defaults.vcpus, 3);
+        assert_eq!(config.defaults.memory.mib(), 1024);
+    }
+
+    /// Each value differs from its default, and arrives by file and by environment alike.
+    #[test]
+    fn every_setting_is_read_from_the_file_and_from_the_environment() {
+        let values = [
+            "/x",
+            "127.0.0.2:9",
+            "json",
+            "debug",
+            "s3cret",
+            "/nowhere/secret",
+            "/k",
+            "/q",
+            "tcg",
+            "qemu",
+            "512MB",
+            "4",
+            "2GB",
+            "2MB",
+            "5",
+            "7",
+            "8",
+            "9",
+        ];
+        let defaults = format!("{:?}", config("", &[], &ServeOptions::default()).expect("defaults"));
+        for (key, value) in KEYS.into_iter().zip(values) {
+            let (section, name) = key.split_once('.').map_or(("", key), |(section, name)| (section, name));
+            let file = if section.is_empty() {
+                format!("{name} = \"{value}\"")
+            } else {
+                format!("[{section}]\n{name} = \"{value}\"")
+            };
+            let variable = format!("HEARTH_{}", key.replace('.', "_").to_uppercase());
+            let from_file = config(&file, &[], &ServeOptions::default());
+            let from_environment = config("", &[(&variable, value)], &ServeOptions::default());
+            if key == "auth.token_secret_file" {
+                for error in [from_file, from_environment] {
+                    assert!(error.expect_err("no such file").to_string().contains(value));
+                }
+                continue;
+            }
+            let (from_file, from_environment) = (from_file.expect(key), from_environment.expect(key));
+            assert_eq!(format!("{from_file:?}"), format!("{from_environment:?}"), "{key}");
+            assert_ne!(format!("{from_file:?}"), defaults, "{key} changed nothing");
+        }
+        let level = config("", &[("HEARTH_LOG", "trace")], &ServeOptions::default()).expect("valid").log.level;
+        assert_eq!(level, "trace");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place_and_a_way_out() {
+        for (file, environment, says) in [
+            ("\n[defaults]\nmemry = 1", vec![], vec!["/c.toml:3", "defaults.memry", "defaults.memory"]),
+            ("[default]\nmemory = 1", vec![], vec!["/c.toml:2", "default.memory", "defaults.memory"]),
+            ("listen = 3\nlisten = 4", vec![], vec!["/c.toml:2", "duplicate"]),
+            ("a = [", vec![], vec!["/c.toml:1"]),
+            ("\n\nlisten = 'x'", vec![], vec!["/c.toml:3", "listen", "\"x\"", "127.0.0.1:4973"]),
+            ("listen = ['127.0.0.1:1']", vec![], vec!["listen", "one value"]),
+            ("defaults = 3", vec![], vec!["/c.toml:1", "defaults"]),
+            ("", vec![("HEARTH_DEFAULTS_MEMRY", "1")], vec!["HEARTH_DEFAULTS_MEMRY", "HEARTH_DEFAULTS_MEMORY"]),
+            ("", vec![("HEARTH_DEFAULTS_MEMORY", "12MB")], vec!["HEARTH_DEFAULTS_MEMORY", "too small"]),
+            ("", vec![("HEARTH_DEFAULTS_VCPUS", "0")], vec!["1 to 32"]),
+            ("", vec![("HEARTH_QEMU_ACCEL", "hvf")], vec!["auto, kvm, tcg"]),
+            ("", vec![("HEARTH_DATA_DIR", "here")], vec!["absolute"]),
+            ("", vec![("HEARTH_LOG", "=x=y")], vec!["HEARTH_LOG", "level"]),
+            ("", vec![("HEARTH_AUTH_TOKEN_SECRET", "")], vec!["empty"]),
+        ] {
+            let refusal = refusal(file, &environment);
+            for part in says {
+                assert!(refusal.contains(part), "{part:?} is not in {refusal:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_secret_only_this_host_is_served() {
+        for (listen, secret, allowed) in [
+            ("127.0.0.1:1", false, true),
+            ("[::1]:1", false, true),
+            ("[::ffff:127.0.0.1]:1", false, true),
+            ("0.0.0.0:1", false, false),
+            ("[::]:1", false, false),
+            ("192.0.2.1:1", false, false),
+            ("0.0.0.0:1", true, true),
+        ] {
+            let result = check_exposure(listen.parse().expect("an address"), secret);
+            assert_eq!(result.is_ok(), allowed, "{listen}");
+        }
+        let refusal = refusal("listen = '0.0.0.0:4973'", &[]);
+        assert!(refusal.contains("0.0.0.0:4973") && refusal.contains("token_secret"), "{refusal}");
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file_without_its_line_end_and_is_never_shown() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "hush\n").expect("written");
+        let file = format!("listen = '0.0.0.0:1'\nauth.token_secret_file = {path:?}");
+        let config = config(&file, &[], &ServeOptions::default()).expect("valid");
+        assert_eq!(config.auth.token_secret, Some(Secret("hush".into())));
+        assert!(!format!("{config:?}").contains("hush"));
+
+        std::fs::write(&path, "\n").expect("written");
+        assert!(refusal(&file, &[]).contains("empty"));
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let options = ServeOptions { config: Some("/no/such/file".into()), ..ServeOptions::default() };
+        let error = Config::load(&options).expect_err("it is not there");
+        assert!(error.to_string().contains("/no/such/file"), "{error}");
+    }
+}
