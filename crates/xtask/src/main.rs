@@ -1,1 +1,51 @@
-fn main() {}
+//! `cargo xtask`: everything that is done *to* this repository rather than with Hearth.
+//!
+//! In: a command. Out: its exit code. One file per command; to add one, add a file with
+//! `pub fn run` and a variant here. Nothing of Hearth itself may depend on this crate.
+
+mod build;
+mod ci;
+mod deps;
+mod process;
+mod setup;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Build, check and try out Hearth.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build `hearth` complete, with the guest agent in it.
+    Build(build::Arguments),
+    /// Run every check and test, as `.ci/run` does.
+    Ci(ci::Arguments),
+    /// Check who depends on whom, where `unsafe` is, and that each file says what it is for.
+    Deps,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = Workspace::load().and_then(|workspace| match arguments.command {
+        Command::Build(arguments) => build::run(&workspace, &arguments),
+        Command::Ci(arguments) => ci::run(&workspace, &arguments),
+        Command::Deps => deps::run(&workspace),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
