@@ -1,0 +1,135 @@
+//! Stored images: found by digest, made once, removed whole.
+
+use std::cell::RefCell;
+use std::process::Command;
+
+use hearth_image::{ImageError, Limits, list, open, remove, sweep};
+use hearth_model::error::chain;
+use hearth_model::{ErrorKind, Kind};
+
+use crate::build::{Layout, Tar, file, noise};
+use crate::look::Store;
+
+fn layout() -> Layout {
+    Layout::oci(&[Tar::of(vec![file("a", &[1; 9000])])])
+}
+
+#[test]
+fn an_image_is_stored_once_and_found_by_its_digest() {
+    let store = Store::new();
+    let source = layout().write_dir(&store.path("oci"));
+    let first = store.import(&source).expect("imported");
+    let stored = open(&store.images(), &first.digest).expect("stored");
+    assert_eq!(stored.image, first);
+    let inode = |path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("stat"));
+    let before = inode(&stored.rootfs);
+    assert_eq!(store.import(&source).expect("imported"), first);
+    assert_eq!(inode(&stored.rootfs), before, "not written again");
+    assert_eq!(store.leftovers(), [first.digest.strip_prefix("sha256:").expect("sha256")]);
+
+    remove(&store.images(), &first.digest).expect("removed");
+    remove(&store.images(), &first.digest).expect("removing what is not there is success");
+    assert!(store.leftovers().is_empty());
+    let error = open(&store.images(), &first.digest).expect_err("gone");
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::NotFound, format!("image {} is not stored", first.digest))
+    );
+}
+
+#[test]
+fn the_same_source_makes_the_same_bytes() {
+    let (one, two) = (Store::new(), Store::new());
+    let bytes = |store: &Store| {
+        let image = store.import(&layout().write_dir(&store.path("oci"))).expect("imported");
+        std::fs::read(open(&store.images(), &image.digest).expect("stored").rootfs).expect("read")
+    };
+    assert!(bytes(&one) == bytes(&two));
+}
+
+#[test]
+fn a_damaged_image_is_named_and_replaced_by_the_next_import() {
+    let store = Store::new();
+    let source = layout().write_dir(&store.path("oci"));
+    let image = store.import(&source).expect("imported");
+    let rootfs = open(&store.images(), &image.digest).expect("stored").rootfs;
+    std::fs::remove_file(&rootfs).expect("damage");
+    let error = open(&store.images(), &image.digest).expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().ends_with("is stored, but rootfs.erofs is missing"), "{error}");
+    store.import(&source).expect("imported again");
+    open(&store.images(), &image.digest).expect("whole again");
+    std::fs::write(rootfs.with_file_name("image.json"), "{").expect("damage");
+    let error = open(&store.images(), &image.digest).expect_err("damaged");
+    assert!(error.to_string().contains("image.json cannot be read"), "{error}");
+}
+
+#[test]
+fn only_a_digest_names_an_image() {
+    let store = Store::new();
+    for bad in ["", "alpine", "sha256:../../etc", "sha256:12", &format!("sha256:{}", "G".repeat(64))] {
+        assert!(matches!(open(&store.images(), bad), Err(ImageError::BadDigest(_))), "{bad}");
+        assert!(matches!(remove(&store.images(), bad), Err(ImageError::BadDigest(_))), "{bad}");
+    }
+}
+
+#[test]
+fn what_a_killed_import_left_is_swept() {
+    let store = Store::new();
+    let image = store.import(&layout().write_dir(&store.path("oci"))).expect("imported");
+    std::fs::create_dir(store.images().join(".import-abc")).expect("mkdir");
+    std::fs::write(store.images().join(".import-abc/rootfs.erofs"), "half").expect("write");
+    sweep(&store.images()).expect("swept");
+    assert_eq!(list(&store.images()).expect("listed"), std::slice::from_ref(&image.digest));
+    assert_eq!(store.leftovers().len(), 1);
+    assert!(list(&store.path("no such directory")).expect("none").is_empty());
+}
+
+#[test]
+fn progress_names_every_stage_and_ends_at_its_total() {
+    let store = Store::new();
+    let layers = [Tar::of(vec![file("a", &vec![1; 9 << 20])]), Tar::of(vec![file("b", b"b")])];
+    let source = store.write("image.tar", &Layout::oci(&layers).tar());
+    let seen = RefCell::new(Vec::new());
+    hearth_image::import(&source, &store.images(), &Limits::default(), &|progress| {
+        seen.borrow_mut().push((progress.stage.to_owned(), progress.done, progress.total));
+    })
+    .expect("imported");
+    let seen = seen.into_inner();
+    let mut stages: Vec<&str> = seen.iter().map(|(stage, ..)| stage.as_str()).collect();
+    stages.dedup();
+    assert_eq!(
+        stages,
+        ["looking at the source", "reading layer 1 of 2", "reading layer 2 of 2", "writing the file system"]
+    );
+    assert!(seen.iter().all(|(_, done, total)| total.is_none_or(|total| *done <= total)), "{seen:?}");
+    assert!(seen.iter().filter(|(stage, ..)| stage.contains("1 of 2")).count() >= 3, "{seen:?}");
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    let store = Store::new();
+    let small = store.images();
+    std::fs::create_dir_all(&small).expect("mkdir");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "none"]).arg(&small).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: cannot mount a small tmpfs");
+        return;
+    }
+    let noise = noise(4_000_000);
+    let plain = Layout::oci(&[Tar::of(vec![file("big", &noise)])]).tar();
+    let source = store.write("image.tar", &plain);
+    let packed = store.write("image.tar.zst", &crate::build::zstd(&plain));
+    let error = hearth_image::import(&source, &small, &Limits::default(), &|_| {});
+    let unpacking = hearth_image::import(&packed, &small, &Limits::default(), &|_| {});
+    let left = store.leftovers();
+    let status = Command::new("umount").arg(&small).status();
+    assert!(status.is_ok_and(|status| status.success()), "umount");
+    for error in [error, unpacking] {
+        let error = error.expect_err("2 MiB do not hold 4 MB");
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "{}", chain(&error));
+        assert!(chain(&error).contains("No space left on device"), "{}", chain(&error));
+        assert!(error.hint().expect("a remedy").contains("hearth image rm"));
+    }
+    assert!(left.is_empty(), "{left:?}");
+}
