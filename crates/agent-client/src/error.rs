@@ -1,0 +1,102 @@
+//! Why something asked of a guest failed.
+
+use std::io;
+use std::time::Duration;
+
+use hearth_agent_proto::{Failure, FailureKind, TooLarge, VERSION};
+use hearth_model::{ErrorKind, Kind};
+
+/// Why something asked of a guest failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent did not answer in time. It may still do what it was asked.
+    #[error("{tried}: the guest's agent did not answer within {within:?}")]
+    Silent {
+        /// What was asked.
+        tried: String,
+        /// How long it had.
+        within: Duration,
+    },
+    /// The connection ended before the answer.
+    #[error("{tried}: the connection to the guest's agent is lost")]
+    Lost {
+        /// What was asked.
+        tried: String,
+        /// What ended it, if that is known.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The agent speaks another version of the protocol.
+    #[error("the guest's agent speaks version {guest} of the protocol, this host {VERSION}")]
+    Version {
+        /// The guest's version.
+        guest: u32,
+    },
+    /// The agent answered that it cannot.
+    #[error("{tried}: {text}")]
+    Refused {
+        /// What was asked.
+        tried: String,
+        /// What sort of reason it gave.
+        kind: ErrorKind,
+        /// The reason.
+        text: String,
+    },
+    /// The agent answered something that is no answer to what was asked.
+    #[error("{tried}: the guest's agent breaks the protocol: {problem}")]
+    Protocol {
+        /// What was asked.
+        tried: String,
+        /// What it did.
+        problem: &'static str,
+    },
+    /// The request does not fit into a message.
+    #[error("{tried}: the request is too large")]
+    TooLarge {
+        /// What was asked.
+        tried: String,
+        /// By how much.
+        #[source]
+        source: TooLarge,
+    },
+}
+
+impl AgentError {
+    pub(crate) fn refused(tried: &str, failure: Failure) -> Self {
+        let kind = match failure.kind {
+            FailureKind::NotFound => ErrorKind::NotFound,
+            FailureKind::Permission | FailureKind::Invalid => ErrorKind::Invalid,
+            FailureKind::Exhausted => ErrorKind::Exhausted,
+            FailureKind::Failed => ErrorKind::VmmFailed,
+        };
+        Self::Refused { tried: tried.to_owned(), kind, text: failure.text }
+    }
+
+    pub(crate) fn lost(tried: &str) -> Self {
+        Self::Lost { tried: tried.to_owned(), source: None }
+    }
+}
+
+impl Kind for AgentError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Silent { .. } | Self::Lost { .. } | Self::Protocol { .. } => ErrorKind::GuestUnresponsive,
+            Self::Version { .. } => ErrorKind::Incompatible,
+            Self::Refused { kind, .. } => *kind,
+            Self::TooLarge { .. } => ErrorKind::Invalid,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Silent { .. } | Self::Lost { .. } | Self::Protocol { .. } => {
+                Some("the guest's serial log may say why; stop and start the instance if it does not come back".into())
+            }
+            Self::Version { .. } => {
+                Some("stop and start the instance: it then boots with the agent of this installation".into())
+            }
+            Self::Refused { .. } => None,
+            Self::TooLarge { .. } => Some("shorten the command's arguments or variables".into()),
+        }
+    }
+}

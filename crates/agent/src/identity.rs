@@ -1,0 +1,140 @@
+//! What an instance must not share with another: its names, its randomness, its clock.
+//!
+//! The refresh after a restore is on the hot path: a handful of system calls and two small files
+//! in memory. It fails as a whole if any part of it does, since a guest that is half itself must
+//! not be let on the network.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+
+use hearth_agent_proto::Refresh;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::sys;
+
+/// Who this guest is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub hostname: String,
+    pub instance_id: String,
+    pub generation: u64,
+    pub address: Option<Ipv4Addr>,
+}
+
+/// Takes the clock and the entropy of a refresh.
+pub fn renew(refresh: &Refresh) -> Result<(), String> {
+    let (seconds, nanos) = (refresh.realtime_ns / 1_000_000_000, refresh.realtime_ns % 1_000_000_000);
+    let time = Timespec {
+        tv_sec: i64::try_from(seconds).map_err(|_| "the host's clock is out of range")?,
+        tv_nsec: i64::try_from(nanos).map_err(|_| "the host's clock is out of range")?,
+    };
+    clock_settime(ClockId::Realtime, time).map_err(|error| format!("set the clock: {}", io::Error::from(error)))?;
+    sys::reseed(&refresh.entropy.bytes()).map_err(|error| format!("reseed the random numbers: {error}"))
+}
+
+/// Takes another identity; writes only what differs from the one before.
+pub fn assume(new: &Identity, old: &Identity) -> Result<(), String> {
+    let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    if new.hostname != old.hostname {
+        rustix::system::sethostname(new.hostname.as_bytes())
+            .map_err(|error| format!("set host name {:?}: {}", new.hostname, io::Error::from(error)))?;
+        replace_file("/etc/hostname", &format!("{}\n", new.hostname)).map_err(said("write /etc/hostname"))?;
+    }
+    if (&new.hostname, new.address) != (&old.hostname, old.address) {
+        replace_file("/etc/hosts", &hosts(&new.hostname, new.address)).map_err(said("write /etc/hosts"))?;
+    }
+    // An image without the file has no use for it.
+    if new.instance_id != old.instance_id && fs::exists("/etc/machine-id").unwrap_or(false) {
+        replace_file("/etc/machine-id", &format!("{}\n", machine_id(&new.instance_id)))
+            .map_err(said("write /etc/machine-id"))?;
+    }
+    fs::create_dir_all("/run/hearth").map_err(said("make /run/hearth"))?;
+    publish("/run/hearth/instance.json", &json(new)).map_err(said("write /run/hearth/instance.json"))?;
+    publish("/run/hearth/generation", &format!("{}\n", new.generation)).map_err(said("write /run/hearth/generation"))
+}
+
+/// Writes the image's name servers over; an empty list leaves them.
+pub fn name_servers(servers: &[String]) -> Result<(), String> {
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let text = servers.iter().fold(String::new(), |text, server| text + "nameserver " + server + "\n");
+    replace_file("/etc/resolv.conf", &text).map_err(|error| format!("write /etc/resolv.conf: {error}"))
+}
+
+/// Images have links here that lead to a file of a service that does not run.
+fn replace_file(path: &str, content: &str) -> io::Result<()> {
+    fs::create_dir_all("/etc")?;
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        fs::remove_file(path)?;
+    }
+    fs::write(path, content)
+}
+
+/// Readers see the old content or the new, never a part.
+fn publish(path: &str, content: &str) -> io::Result<()> {
+    let temporary = format!("{path}.new");
+    fs::write(&temporary, content)?;
+    fs::rename(temporary, path)
+}
+
+fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
+    let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n")
+}
+
+/// The same for the same instance, over any number of restores; another for each fork.
+fn machine_id(instance_id: &str) -> String {
+    // FNV-1a with 128 bits: spreads well, and needs no more code than this.
+    let hash = instance_id.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    });
+    format!("{hash:032x}")
+}
+
+fn json(identity: &Identity) -> String {
+    let mut text = String::from("{");
+    for (key, value) in [("instance_id", &identity.instance_id), ("hostname", &identity.hostname)] {
+        let _ = write!(text, "\"{key}\":\"");
+        for c in value.chars() {
+            match c {
+                '"' | '\\' => text.extend(['\\', c]),
+                c if c.is_control() => {
+                    let _ = write!(text, "\\u{:04x}", u32::from(c));
+                }
+                c => text.push(c),
+            }
+        }
+        text.push_str("\",");
+    }
+    let _ = writeln!(text, "\"generation\":{}}}", identity.generation);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_identity_is_json_whatever_the_names_are() {
+        let odd = Identity { hostname: "a\"b\\c\n".into(), instance_id: "i1".into(), generation: 3, address: None };
+        let parsed: serde_json::Value = serde_json::from_str(&json(&odd)).expect("valid");
+        assert_eq!(parsed["hostname"], "a\"b\\c\n");
+        assert_eq!(parsed["generation"], 3);
+    }
+
+    #[test]
+    fn machine_ids_differ_between_instances_and_stay_the_same_for_one() {
+        assert_eq!(machine_id("i1"), machine_id("i1"));
+        assert_ne!(machine_id("i1"), machine_id("i2"));
+        assert_eq!(machine_id("i1").len(), 32);
+    }
+
+    #[test]
+    fn a_guest_knows_its_own_name() {
+        assert!(hosts("web", Some(Ipv4Addr::new(10, 0, 2, 15))).ends_with("10.0.2.15\tweb\n"));
+        assert!(hosts("web", None).contains("127.0.1.1\tweb\n"));
+    }
+}
