@@ -65,6 +65,22 @@ pub fn install_debian(dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Gues
     find(dir)
 }
 
+/// Installs packages on this host, which takes root.
+///
+/// # Errors
+/// `host_failed` when apt fails, with its last words.
+pub fn install_packages(names: &[&str], progress: &mut dyn FnMut(&str)) -> Result<(), KernelError> {
+    progress(&format!("install {}", names.join(", ")));
+    let install = || run(Command::new("apt-get").args(["-q", "-y", "--no-install-recommends", "install"]).args(names));
+    install()
+        .or_else(|error| {
+            progress(&format!("fetch apt's package lists ({error})"));
+            run(Command::new("apt-get").args(["-q", "update"]))?;
+            install()
+        })
+        .map(drop)
+}
+
 /// Whether a directory can be moved to this place.
 fn is_free(dir: &Path) -> Result<bool, KernelError> {
     match fs::read_dir(dir) {

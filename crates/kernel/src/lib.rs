@@ -15,7 +15,7 @@ mod modinfo;
 mod modules;
 mod vmlinux;
 
-pub use debian::install_debian;
+pub use debian::{install_debian, install_packages};
 pub use error::KernelError;
 pub use find::{GuestKernel, find};
 pub use initrd::{Initrd, build_initrd, ensure_initrd};
