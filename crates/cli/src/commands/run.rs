@@ -1,0 +1,233 @@
+//! `hearth run`: boots a new instance of an image.
+//!
+//! Without `--rm` it ends when the instance runs, and the instance goes on. With `--rm` it shows the
+//! program's output until the program ends, removes the instance, and exits as the program did.
+
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+use hearth_api::client::{Client, LogStream};
+use hearth_api::instances::{CreateInstance, DeleteInstance, Instance, InstanceState, NetworkRequest};
+use hearth_api::logs::LogsQuery;
+use hearth_model::ErrorKind;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exec::exit_code;
+use super::wait::until;
+use crate::arguments::{key_value, variable};
+use crate::context::Context;
+use crate::error::CliError;
+
+/// How long the last lines of a log may take to come after the guest has ended.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Its name, and its hostname [default: made of the image's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// What runs it: qemu-microvm, qemu [default: the daemon's]
+    #[arg(long)]
+    hypervisor: Option<String>,
+    /// Its memory, as in 512MB or 2GB [default: the daemon's]
+    #[arg(long)]
+    size: Option<String>,
+    /// Its virtual CPUs [default: the daemon's]
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Size of its writable layer, as in 10GB [default: the daemon's]
+    #[arg(long, value_name = "SIZE")]
+    overlay_size: Option<String>,
+    /// Variable on top of the image's; KEY alone takes its value from here
+    #[arg(short, long = "env", value_name = "KEY[=VALUE]", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Tag to give it
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    tags: Vec<(String, String)>,
+    /// Program to run instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Give it no network device
+    #[arg(long)]
+    no_network: bool,
+    /// Show its output until its program ends, remove it, and exit as the program did
+    #[arg(long)]
+    rm: bool,
+    /// How long it may take to boot
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::duration::parse)]
+    timeout: Duration,
+    /// The image
+    image: String,
+    /// Command and arguments instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<u8, CliError> {
+    let (rm, timeout) = (arguments.rm, arguments.timeout);
+    let client = context.client()?;
+    let request = request(arguments);
+    let created = client.create_instance(&request).await?;
+    if rm {
+        return run_to_the_end(context, &client, &created).await;
+    }
+
+    let doing = format!("booting {}", created.name);
+    let booted = until(&client, &created.id, InstanceState::Running, Some(timeout));
+    let waited = context.output.while_waiting(&doing, booted).await?;
+    let instance = client.instance(&created.id).await?;
+    // A program that ended already has run, too.
+    let ran = waited.state == InstanceState::Stopped && instance.exit_code.is_some();
+    if waited.state != InstanceState::Running && !ran {
+        return Err(not_running(&instance, waited.timed_out, timeout));
+    }
+    context.output.result(&instance, |instance| format!("{}\n", instance.name))?;
+    Ok(0)
+}
+
+fn request(arguments: Arguments) -> CreateInstance {
+    CreateInstance {
+        name: arguments.name.unwrap_or_else(|| name_like(&arguments.image)),
+        image: arguments.image,
+        cmd: (!arguments.command.is_empty()).then_some(arguments.command),
+        entrypoint: arguments.entrypoint.map(|program| vec![program]),
+        env: (!arguments.env.is_empty()).then(|| arguments.env.into_iter().collect()),
+        hypervisor: arguments.hypervisor,
+        network: arguments.no_network.then_some(NetworkRequest { enabled: Some(false) }),
+        overlay_size: arguments.overlay_size,
+        size: arguments.size,
+        tags: (!arguments.tags.is_empty()).then(|| arguments.tags.into_iter().collect()),
+        vcpus: arguments.vcpus,
+    }
+}
+
+fn not_running(instance: &Instance, timed_out: bool, timeout: Duration) -> CliError {
+    let (name, state) = (&instance.name, instance.state.as_str().to_lowercase());
+    let kind = if timed_out { ErrorKind::GuestUnresponsive } else { ErrorKind::VmmFailed };
+    let message = match (&instance.state_error, timed_out) {
+        (Some(why), _) => format!("instance {name} did not boot: {why}"),
+        (None, true) => format!("instance {name} is still {state} after {} s", timeout.as_secs()),
+        (None, false) => format!("instance {name} did not boot: it is {state}"),
+    };
+    CliError::new(kind, message)
+        .hint(format!("see `hearth timeline {name}` and `hearth logs {name}`; `hearth rm -f {name}` removes it"))
+}
+
+/// Shows the log until the instance has stopped, then removes it; also when we are interrupted.
+async fn run_to_the_end(context: &Context, client: &Client, created: &Instance) -> Result<u8, CliError> {
+    let caught = |error| CliError::host("catch signals", &error);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
+    let ended = tokio::select! {
+        ended = watch(context, client, created) => ended,
+        _ = interrupt.recv() => Ok(128 + 2),
+        _ = terminate.recv() => Ok(128 + 15),
+    };
+    let removed = client.delete_instance(&created.id, &DeleteInstance::default()).await;
+    let code = ended?;
+    removed?;
+    Ok(code)
+}
+
+async fn watch(context: &Context, client: &Client, created: &Instance) -> Result<u8, CliError> {
+    let query = LogsQuery { tail: Some(100_000), follow: Some(true), source: None };
+    let mut lines = Some(client.logs(&created.id, &query).await?);
+    let mut stopped = std::pin::pin!(until(client, &created.id, InstanceState::Stopped, None));
+    let waited = loop {
+        tokio::select! {
+            line = next_line(&mut lines) => match line? {
+                Some(line) => super::logs::print(context, &line)?,
+                None => lines = None,
+            },
+            waited = &mut stopped => break waited?,
+        }
+    };
+    // What it wrote last may still be on its way.
+    let rest = async {
+        while let Some(line) = next_line_or_end(&mut lines).await? {
+            super::logs::print(context, &line)?;
+        }
+        Ok::<_, CliError>(())
+    };
+    if let Ok(shown) = tokio::time::timeout(LAST_LINES, rest).await {
+        shown?;
+    }
+
+    let instance = client.instance(&created.id).await?;
+    match (waited.state, instance.exit_code) {
+        (InstanceState::Stopped, Some(code)) => {
+            if let Some(message) = instance.exit_message.filter(|_| code != 0) {
+                context.output.note(&message);
+            }
+            Ok(exit_code(code))
+        }
+        (InstanceState::Stopped, None) => Err(CliError::new(
+            ErrorKind::VmmFailed,
+            format!("instance {} stopped before its program's end was told", instance.name),
+        )),
+        _ => Err(not_running(&instance, false, Duration::ZERO)),
+    }
+}
+
+/// The next line; waits for ever once the log has ended.
+async fn next_line(lines: &mut Option<LogStream>) -> Result<Option<String>, CliError> {
+    match lines {
+        Some(lines) => Ok(lines.next_line().await?),
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_line_or_end(lines: &mut Option<LogStream>) -> Result<Option<String>, CliError> {
+    match lines {
+        Some(_) => next_line(lines).await,
+        None => Ok(None),
+    }
+}
+
+/// `web-x7k2q` of `registry.example/team/web:1`.
+fn name_like(image: &str) -> String {
+    let last = image.split('@').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+    let base: String = last
+        .split(':')
+        .next()
+        .unwrap_or_default()
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(40)
+        .collect();
+    let base = match base.trim_matches('-') {
+        "" => "instance",
+        base => base,
+    };
+    // Random keys are what the hasher is seeded with.
+    let mut number = std::hash::RandomState::new().build_hasher().finish();
+    let tail: String = (0..5)
+        .map(|_| {
+            let digit = u32::try_from(number % 36).expect("below 36");
+            number /= 36;
+            char::from_digit(digit, 36).expect("below 36")
+        })
+        .collect();
+    format!("{base}-{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_made_of_the_images() {
+        for (image, begins) in [
+            ("web", "web-"),
+            ("registry.example:5000/team/Web_App:1.2", "web-app-"),
+            ("a/b@sha256:00", "b-"),
+            ("", "instance-"),
+        ] {
+            let name = name_like(image);
+            assert!(name.starts_with(begins), "{name}");
+            assert!(name.parse::<hearth_model::InstanceName>().is_ok(), "{name}");
+        }
+        assert_ne!(name_like("web"), name_like("web"));
+    }
+}

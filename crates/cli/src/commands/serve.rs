@@ -1,0 +1,25 @@
+//! `hearth serve`: the daemon.
+
+use std::path::PathBuf;
+
+use crate::error::{CliError, said_by};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Configuration file [default: /etc/hearth/config.toml if there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/hearth]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where to listen [default: 127.0.0.1:4973]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+}
+
+pub(crate) async fn serve(arguments: Arguments) -> Result<(), CliError> {
+    let Arguments { config, data_dir, listen } = arguments;
+    let options = hearth_daemon::ServeOptions { config, data_dir, listen };
+    // On the heap: it is everything the daemon is.
+    Box::pin(hearth_daemon::serve(options)).await.map_err(|error| said_by(&error))
+}

@@ -1,0 +1,222 @@
+//! `hearth snapshot`: save instances, and make others of what was saved.
+
+use std::num::NonZeroU32;
+
+use hearth_api::instances::InstanceState;
+use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+
+use super::fork::{Target, print};
+use crate::arguments::key_value;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::output::{ago, pairs, size, table};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Save an instance; it stays as it is
+    Create(Create),
+    /// List snapshots
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show all about a snapshot
+    Inspect(Inspect),
+    /// Put a snapshot in the place of the instance that it was taken of
+    Restore(Restore),
+    /// Make new instances of a snapshot
+    Fork(Fork),
+    /// Remove snapshots; instances made of them stay
+    Rm(Rm),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// Name or id of the instance
+    instance: String,
+    /// What to call it; unique among the instance's snapshots
+    #[arg(long)]
+    name: Option<String>,
+    /// What to save: all of it, or the disks of a stopped instance [default: as its state allows]
+    #[arg(long)]
+    kind: Option<Kind>,
+    /// Tag to give it
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    tags: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    Standby,
+    Stopped,
+}
+
+impl From<Kind> for SnapshotKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Standby => Self::Standby,
+            Kind::Stopped => Self::Stopped,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Only those of this instance
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// Only those of this kind
+    #[arg(long)]
+    kind: Option<Kind>,
+    /// Only those with this tag
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    tags: Vec<(String, String)>,
+    /// Print ids alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Inspect {
+    /// Name or id of the snapshot
+    snapshot: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// Name or id of the snapshot
+    snapshot: String,
+    /// Where the instance shall rest [default: running if the snapshot has memory]
+    #[arg(long)]
+    state: Option<Target>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fork {
+    /// Name or id of the snapshot
+    snapshot: String,
+    /// Name of the new instance; with --count, what their names begin with
+    name: String,
+    /// How many; above 1 their names end in -1, -2, …
+    #[arg(long, short = 'n', value_name = "N")]
+    count: Option<NonZeroU32>,
+    /// Where they shall rest [default: running if the snapshot has memory]
+    #[arg(long)]
+    state: Option<Target>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rm {
+    /// Names or ids of snapshots
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<String>,
+}
+
+pub(crate) async fn snapshot(context: &Context, command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Create(arguments) => create(context, arguments).await,
+        Command::List(arguments) => list(context, arguments).await,
+        Command::Inspect(arguments) => {
+            let snapshot = context.client()?.snapshot(&arguments.snapshot).await?;
+            context.output.result(&snapshot, in_words)
+        }
+        Command::Restore(arguments) => restore(context, arguments).await,
+        Command::Fork(arguments) => fork(context, arguments).await,
+        Command::Rm(arguments) => rm(context, &arguments.snapshots).await,
+    }
+}
+
+async fn create(context: &Context, arguments: Create) -> Result<(), CliError> {
+    let client = context.client()?;
+    let kind = match arguments.kind {
+        Some(kind) => kind.into(),
+        None => match client.instance(&arguments.instance).await?.state {
+            InstanceState::Stopped => SnapshotKind::Stopped,
+            _ => SnapshotKind::Standby,
+        },
+    };
+    let tags = (!arguments.tags.is_empty()).then(|| arguments.tags.into_iter().collect());
+    let request = CreateSnapshot { kind, name: arguments.name, tags };
+    let doing = format!("saving {}", arguments.instance);
+    let snapshot = context.output.while_waiting(&doing, client.create_snapshot(&arguments.instance, &request)).await?;
+    context.output.result(&snapshot, |snapshot| format!("{}\n", snapshot.id))
+}
+
+async fn list(context: &Context, arguments: List) -> Result<(), CliError> {
+    let client = context.client()?;
+    let source_instance_id = match &arguments.instance {
+        Some(name) => Some(client.instance(name).await?.id),
+        None => None,
+    };
+    let request = ListSnapshots { kind: arguments.kind.map(Into::into), name: None, source_instance_id };
+    let snapshots = client.snapshots(&request, &arguments.tags.into_iter().collect()).await?;
+    let now = jiff::Timestamp::now();
+    context.output.result(&snapshots, |snapshots| {
+        if arguments.quiet {
+            return snapshots.iter().map(|snapshot| format!("{}\n", snapshot.id)).collect();
+        }
+        let rows: Vec<_> = snapshots
+            .iter()
+            .map(|snapshot| {
+                [
+                    snapshot.id.clone(),
+                    snapshot.name.clone().unwrap_or_default(),
+                    format!("{:?}", snapshot.kind),
+                    snapshot.source_instance_name.clone(),
+                    size(snapshot.size_bytes),
+                    ago(snapshot.created_at, now),
+                ]
+            })
+            .collect();
+        table(["ID", "NAME", "KIND", "INSTANCE", "SIZE", "TAKEN"], &rows)
+    })
+}
+
+async fn restore(context: &Context, arguments: Restore) -> Result<(), CliError> {
+    let client = context.client()?;
+    let snapshot = client.snapshot(&arguments.snapshot).await?;
+    let request = RestoreSnapshot { target_hypervisor: None, target_state: arguments.state.map(Into::into) };
+    let doing = format!("restoring {}", snapshot.source_instance_name);
+    let work = client.restore_snapshot(&snapshot.source_instance_id, &snapshot.id, &request);
+    let instance = context.output.while_waiting(&doing, work).await?;
+    context.output.result(&instance, |instance| format!("{}\n", instance.name))
+}
+
+async fn fork(context: &Context, arguments: Fork) -> Result<(), CliError> {
+    let client = context.client()?;
+    let request = ForkSnapshot {
+        name: arguments.name,
+        target_hypervisor: None,
+        target_state: arguments.state.map(Into::into),
+        count: arguments.count.map(NonZeroU32::get),
+    };
+    let doing = format!("forking snapshot {}", arguments.snapshot);
+    let forked = context.output.while_waiting(&doing, client.fork_snapshot(&arguments.snapshot, &request)).await?;
+    print(context, forked)
+}
+
+async fn rm(context: &Context, snapshots: &[String]) -> Result<(), CliError> {
+    let client = context.client()?;
+    for snapshot in snapshots {
+        client.delete_snapshot(snapshot).await?;
+        if !context.output.json {
+            context.output.text(&format!("{snapshot}\n"))?;
+        }
+    }
+    if context.output.json { context.output.result(snapshots, |_| String::new()) } else { Ok(()) }
+}
+
+fn in_words(snapshot: &Snapshot) -> String {
+    let mut text = pairs(&[
+        ("id", Some(snapshot.id.clone())),
+        ("name", snapshot.name.clone()),
+        ("kind", Some(format!("{:?}", snapshot.kind))),
+        ("taken", Some(snapshot.created_at.to_string())),
+        ("instance", Some(format!("{} ({})", snapshot.source_instance_name, snapshot.source_instance_id))),
+        ("hypervisor", Some(snapshot.source_hypervisor.clone())),
+        ("size", Some(size(snapshot.size_bytes))),
+        ("memory", snapshot.memory_bytes.map(size)),
+    ]);
+    for (key, value) in snapshot.tags.iter().flatten() {
+        text += &format!("tag:  {key}={value}\n");
+    }
+    text
+}
