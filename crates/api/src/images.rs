@@ -92,3 +92,8 @@ pub struct ImportImage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<Tags>,
 }
+
+/// Query of `GET /images`: only tags, `tags[key]=value`, all of which must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListImages {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hearth_model::{Op, Phase};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::Tags;
 use crate::error::ErrorBody;
@@ -341,7 +341,9 @@ impl From<ForkAnswer> for Forked {
 }
 
 /// Query of `GET /instances`. Tags are `tags[key]=value`, and all must match.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct ListInstances {
     /// In that state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -349,7 +351,9 @@ pub struct ListInstances {
 }
 
 /// Query of `DELETE /instances/{id}`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct DeleteInstance {
     /// Let the guest shut down first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -357,7 +361,9 @@ pub struct DeleteInstance {
 }
 
 /// Query of `GET /instances/{id}/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// What to wait for.
     pub state: InstanceState,
@@ -402,10 +408,15 @@ pub struct InstanceStats {
     /// `memory_rss_bytes` / `allocated_memory_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_utilization_ratio: Option<f64>,
+    /// Ours: the part of `memory_rss_bytes` that is not shared with forks or files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_private_bytes: Option<u64>,
 }
 
 /// Query of `GET /instances/{id}/stat`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct StatQuery {
     /// Where in the guest.
     pub path: String,

@@ -1,7 +1,7 @@
 //! `GET /instances/{id}/logs`: lines as server-sent events, each one a JSON string.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// Whose lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -18,7 +18,9 @@ pub enum LogSource {
 }
 
 /// Query of the request.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct LogsQuery {
     /// How many lines from the end come first; 100 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::Tags;
 use crate::instances::TargetState;
@@ -36,9 +36,6 @@ pub struct Snapshot {
     /// Ours: size of the guest's memory in bytes; left out without memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Ours: the snapshot that this one holds only the changes to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<String>,
 }
 
 /// What a snapshot holds.
@@ -103,7 +100,9 @@ pub struct ForkSnapshot {
 }
 
 /// Query of `GET /snapshots`; all must match. Tags are `tags[key]=value`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct ListSnapshots {
     /// Of that kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// An instance's operations, the latest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,9 +20,8 @@ pub struct TimedOperation {
     pub op: String,
     /// When it began.
     pub started_at: Timestamp,
-    /// How long it took, in milliseconds; left out while it is under way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub duration_ms: Option<f64>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
     /// Why it failed; left out if it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -39,10 +38,17 @@ pub struct TimedStep {
     pub start_ms: f64,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
-    /// Why it failed; left out if it did not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
     /// Anything else worth knowing about it, such as the load plan used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// Query of the request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TimelineQuery {
+    /// How many operations at most; 20 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
 }

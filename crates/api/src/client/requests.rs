@@ -14,7 +14,7 @@ use crate::instances::{
 };
 use crate::resources::Resources;
 use crate::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot};
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, TimelineQuery};
 
 /// Where the body is left out.
 const NOTHING: Option<&()> = None;
@@ -124,8 +124,7 @@ impl Client {
 
     /// Its last operations, at most `limit`.
     pub async fn timeline(&self, id: &str, limit: Option<u32>) -> Result<Timeline, ClientError> {
-        let query: Vec<(&str, u32)> = limit.into_iter().map(|limit| ("limit", limit)).collect();
-        self.get(&with_query(&instance(id, "/timeline"), &query, &Tags::new())?).await
+        self.get(&with_query(&instance(id, "/timeline"), &TimelineQuery { limit }, &Tags::new())?).await
     }
 
     /// All snapshots that match.

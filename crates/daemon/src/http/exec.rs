@@ -1,0 +1,238 @@
+//! `GET /instances/{id}/exec`: a command in a guest, over a WebSocket.
+//!
+//! What can be refused before the upgrade is an ordinary error response; what goes wrong later is
+//! told in the last frame.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use hearth_agent_client::{ExecEvent, ExecInput, ExecOutput, ExecSession, TtySize};
+use hearth_api::ErrorBody;
+use hearth_api::exec::{ExecControl, ExecEnd, ExecRequest, STDERR, STDIN, STDOUT};
+use hearth_model::{ErrorKind, InstanceState, Phase};
+use tracing::{Instrument, debug};
+
+use super::error::{Failure, body};
+use super::input::Named;
+use super::stat::AGENT_WAIT;
+use crate::error::OpError;
+use crate::handle::InstanceHandle;
+use crate::serve::App;
+
+/// What a client may send at once.
+pub(super) const LARGEST_MESSAGE: usize = 4 << 20;
+/// How long a client may take to say what it wants.
+pub(super) const FIRST_FRAME: Duration = Duration::from_secs(30);
+/// As the shell gives it: the command could not be run.
+const NOT_RUN: i32 = 127;
+const SIGHUP: u8 = 1;
+const TERMINAL: TtySize = TtySize { rows: 24, cols: 80 };
+
+/// Run a command in a guest (WebSocket)
+///
+/// The client's first frame is text, an `ExecRequest`; then binary frames carry the streams, and
+/// text frames an `ExecControl`; the server's one text frame is an `ExecEnd`.
+#[utoipa::path(get, path = "/instances/{id}/exec", tag = "instances", operation_id = "execInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 101, description = "The frames of `ExecRequest`, `ExecControl` and `ExecEnd`."),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn exec(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response, Failure> {
+    let instance = app.registry.resolve(&id)?;
+    let upgrade = ready_for_upgrade(&instance, upgrade).await?;
+    let span = tracing::Span::current();
+    Ok(upgrade.on_upgrade(move |socket| serve(app, instance, socket).instrument(span)))
+}
+
+/// Refuses what is not a WebSocket, and an instance that has no guest and is not getting one.
+pub(super) async fn ready_for_upgrade(
+    instance: &InstanceHandle,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade, Failure> {
+    let upgrade = upgrade
+        .map_err(|error| Failure::invalid(format!("this route wants a WebSocket: {error}")))?
+        .max_message_size(LARGEST_MESSAGE)
+        .max_frame_size(LARGEST_MESSAGE);
+    match &instance.view().record.phase {
+        Phase::Resting(InstanceState::Running) | Phase::Busy { .. } => Ok(upgrade),
+        Phase::Resting(_) => match instance.agent(Duration::ZERO).await {
+            // It came up just now.
+            Ok(_) => Ok(upgrade),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+type Sink = SplitSink<WebSocket, Message>;
+type Stream = SplitStream<WebSocket>;
+
+async fn serve(app: Arc<App>, instance: InstanceHandle, socket: WebSocket) {
+    let (mut sink, mut stream) = socket.split();
+    let request = match first_frame(&mut stream).await {
+        Ok(request) => request,
+        Err(None) => return,
+        // The client has not said which way it is told; one that knows streams knows this too.
+        Err(Some(error)) => return finish(&mut sink, NOT_RUN, Some(&error), true).await,
+    };
+    let streams = request.streams;
+    let session = match run(&instance, request).await {
+        Ok(session) => session,
+        Err(error) => return finish(&mut sink, NOT_RUN, Some(&error), streams).await,
+    };
+    let (input, output) = session.split();
+    let shutting_down = || OpError::new(ErrorKind::Cancelled, "the daemon is shutting down");
+    let ended = tokio::select! {
+        ended = pump_out(&mut sink, output, streams) => ended,
+        () = pump_in(&mut stream, &input, streams) => Err(None),
+        () = app.draining.cancelled() => Err(Some(shutting_down())),
+    };
+    match ended {
+        Ok(code) => finish(&mut sink, code, None, streams).await,
+        Err(Some(error)) => finish(&mut sink, NOT_RUN, Some(&error), streams).await,
+        Err(None) => {
+            debug!("the client of a command hung up");
+            // As when a terminal's line drops. A command that has ended meanwhile is no error.
+            input.signal(SIGHUP).ok();
+        }
+    }
+}
+
+/// What the client wants; `None` if it hung up.
+async fn first_frame(stream: &mut Stream) -> Result<ExecRequest, Option<OpError>> {
+    let invalid = |what: String| Some(OpError::new(ErrorKind::Invalid, what));
+    let text = first_text(stream).await?;
+    serde_json::from_str(&text).map_err(|error| invalid(format!("the first frame: {error}")))
+}
+
+/// The client's first frame, which must be text; `None` if it hung up.
+pub(super) async fn first_text(stream: &mut Stream) -> Result<String, Option<OpError>> {
+    let invalid = |what: &str| Some(OpError::new(ErrorKind::Invalid, what));
+    let first = async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Message::Text(text))) => return Ok(text.to_string()),
+                Some(Ok(Message::Binary(_))) => return Err(invalid("the first frame must be text")),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(None),
+            }
+        }
+    };
+    tokio::time::timeout(FIRST_FRAME, first).await.unwrap_or_else(|_| Err(invalid("no first frame came")))
+}
+
+async fn run(instance: &InstanceHandle, request: ExecRequest) -> Result<ExecSession, OpError> {
+    let wait = Duration::from_secs(request.wait_for_agent.unwrap_or(0).into()).max(AGENT_WAIT);
+    let agent = instance.agent(wait).await?;
+    let argv = if request.command.is_empty() { vec!["/bin/sh".into()] } else { request.command };
+    debug!(instance = %instance.name(), program = argv[0], tty = request.tty, "exec");
+    let start = hearth_agent_client::ExecRequest {
+        argv,
+        env: request.env.unwrap_or_default().into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        cwd: request.cwd.unwrap_or_default(),
+        user: request.user.unwrap_or_default(),
+        tty: request.tty.then(|| TtySize {
+            rows: request.rows.unwrap_or(TERMINAL.rows),
+            cols: request.cols.unwrap_or(TERMINAL.cols),
+        }),
+        timeout_ms: request.timeout.unwrap_or(0).saturating_mul(1000),
+    };
+    Ok(agent.exec(start).await?)
+}
+
+/// The command's output to the client, until it has ended: its exit code, an error, or `None` when
+/// the client is gone.
+async fn pump_out(sink: &mut Sink, mut output: ExecOutput, streams: bool) -> Result<i32, Option<OpError>> {
+    loop {
+        let (stream, data) = match output.next().await.map_err(|error| Some(error.into()))? {
+            ExecEvent::Stdout(data) => (STDOUT, data),
+            ExecEvent::Stderr(data) => (STDERR, data),
+            ExecEvent::Exited(status) => return Ok(status.code()),
+        };
+        let frame = if streams { [&[stream], &data[..]].concat().into() } else { data };
+        sink.send(Message::Binary(frame)).await.map_err(|_| None)?;
+    }
+}
+
+/// The client's input to the command, until the client is gone.
+async fn pump_in(stream: &mut Stream, input: &ExecInput, streams: bool) {
+    while let Some(Ok(message)) = stream.next().await {
+        let result = match message {
+            Message::Binary(data) if !streams => input.write(&data).await,
+            Message::Binary(data) => match &data[..] {
+                [STDIN] => input.eof(),
+                [STDIN, data @ ..] => input.write(data).await,
+                // A stream that this version does not know.
+                _ => Ok(()),
+            },
+            Message::Text(text) => match serde_json::from_str(&text) {
+                Ok(ExecControl::Resize { rows, cols }) => input.resize(TtySize { rows, cols }),
+                Ok(ExecControl::Signal(name)) => match signal_number(&name) {
+                    Some(signal) => input.signal(signal),
+                    None => Ok(()),
+                },
+                // Hypeman's server takes text for input too.
+                Err(_) if !streams => input.write(text.as_bytes()).await,
+                Err(_) => Ok(()),
+            },
+            Message::Close(_) => return,
+            Message::Ping(_) | Message::Pong(_) => Ok(()),
+        };
+        // The command has ended and takes no more; its end is on its way out.
+        if result.is_err() {
+            break;
+        }
+    }
+    // Only a client that is gone ends the session: one whose command has ended is told so.
+    while let Some(Ok(message)) = stream.next().await {
+        if let Message::Close(_) = message {
+            return;
+        }
+    }
+}
+
+/// Tells the end, and closes. Without `streams` a reason is output, as Hypeman's server does it.
+async fn finish(sink: &mut Sink, code: i32, error: Option<&OpError>, streams: bool) {
+    let mut end = ExecEnd { exit_code: code, error: None };
+    if let Some(error) = error {
+        debug!(%error, "exec failed");
+        if streams {
+            end.error = Some(Box::new(body(error)));
+        } else {
+            // The client's terminal may be raw.
+            let text = format!("Error: {}\r\n", error.message);
+            sink.send(Message::Binary(text.into())).await.ok();
+        }
+    }
+    let Ok(text) = serde_json::to_string(&end) else { return };
+    // A client that is gone needs no end.
+    sink.send(Message::Text(text.into())).await.ok();
+    sink.close().await.ok();
+}
+
+fn signal_number(name: &str) -> Option<u8> {
+    Some(match name.strip_prefix("SIG").unwrap_or(name) {
+        "HUP" => 1,
+        "INT" => 2,
+        "QUIT" => 3,
+        "ABRT" => 6,
+        "KILL" => 9,
+        "USR1" => 10,
+        "USR2" => 12,
+        "PIPE" => 13,
+        "ALRM" => 14,
+        "TERM" => 15,
+        "CONT" => 18,
+        "STOP" => 19,
+        "TSTP" => 20,
+        "WINCH" => 28,
+        _ => return None,
+    })
+}

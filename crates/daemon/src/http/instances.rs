@@ -1,0 +1,281 @@
+//! `/instances`: making, showing, moving between states, removing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use hearth_api::ErrorBody;
+use hearth_api::instances::{
+    CreateInstance, DeleteInstance, Instance, ListInstances, StandbyInstance, StartInstance, UpdateInstance,
+};
+use hearth_model::spec::{MAX_VCPUS, Program};
+use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, MemMib};
+use hearth_store::ImageRecord;
+
+use super::error::Failure;
+use super::input::{Body, Named, Query, parse_field, parse_name};
+use super::observe::to_the_end;
+use super::view;
+use crate::config::Defaults;
+use crate::error::OpError;
+use crate::images::parse_ref;
+use crate::serve::App;
+
+/// Hypeman's runtimes that this build does not have.
+const OTHER_RUNTIMES: [&str; 3] = ["cloud-hypervisor", "firecracker", "vz"];
+
+/// All instances
+#[utoipa::path(get, path = "/instances", tag = "instances", operation_id = "listInstances",
+    params(ListInstances, ("tags" = Option<hearth_api::Tags>, Query, style = DeepObject, explode)), responses(
+    (status = 200, description = "The oldest first.", body = Vec<Instance>),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Query { query, tags }: Query<ListInstances>,
+) -> Json<Vec<Instance>> {
+    let views = app.registry.list();
+    let wanted = views
+        .iter()
+        .filter(|view| query.state.is_none_or(|state| state == view::state(view)))
+        .filter(|view| view::has_tags(&view.record.spec.tags, &tags));
+    Json(wanted.map(view::instance).collect())
+}
+
+/// Make an instance of an image, and boot it
+///
+/// The answer comes when its program has started. If it cannot, nothing of the instance is left.
+#[utoipa::path(post, path = "/instances", tag = "instances", operation_id = "createInstance",
+    request_body = CreateInstance, responses(
+    (status = 201, description = "It runs.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Body(request): Body<CreateInstance>,
+) -> Result<(StatusCode, Json<Instance>), Failure> {
+    let image = app.images.get(&parse_ref(&request.image)?)?;
+    let digest = image.digest.clone();
+    let spec = spec(&app.config.defaults, request, image)?;
+    let registry = app.registry.clone();
+    let made = to_the_end(async move { registry.create(spec, digest).await }).await?;
+    Ok((StatusCode::CREATED, Json(view::instance(&made.view()))))
+}
+
+/// One instance
+#[utoipa::path(get, path = "/instances/{id}", tag = "instances", operation_id = "getInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 200, description = "It.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn get(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.view())))
+}
+
+/// Change an instance
+///
+/// Nothing can be changed yet: all of Hypeman's fields are refused unless they say nothing.
+#[utoipa::path(patch, path = "/instances/{id}", tag = "instances", operation_id = "updateInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")),
+    request_body = UpdateInstance, responses(
+    (status = 200, description = "It, as it was.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn update(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    Body(UpdateInstance {}): Body<UpdateInstance>,
+) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.view())))
+}
+
+/// Remove an instance, whatever its state
+///
+/// Its snapshots stay.
+#[utoipa::path(delete, path = "/instances/{id}", tag = "instances", operation_id = "deleteInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning."), DeleteInstance), responses(
+    (status = 204, description = "It is gone."),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    Query { query, .. }: Query<DeleteInstance>,
+) -> Result<StatusCode, Failure> {
+    app.registry.resolve(&id)?.delete(query.graceful_shutdown.unwrap_or(false)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Boot a stopped instance
+#[utoipa::path(post, path = "/instances/{id}/start", tag = "instances", operation_id = "startInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")),
+    request_body = Option<StartInstance>, responses(
+    (status = 200, description = "It runs.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn start(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    Body(StartInstance {}): Body<StartInstance>,
+) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.start().await?)))
+}
+
+/// Shut an instance down; its memory is lost
+#[utoipa::path(post, path = "/instances/{id}/stop", tag = "instances", operation_id = "stopInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 200, description = "It is stopped.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn stop(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.stop().await?)))
+}
+
+/// Save an instance's memory, and end its VMM
+#[utoipa::path(post, path = "/instances/{id}/standby", tag = "instances", operation_id = "standbyInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")),
+    request_body = Option<StandbyInstance>, responses(
+    (status = 200, description = "It is in standby.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn standby(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    Body(StandbyInstance {}): Body<StandbyInstance>,
+) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.standby().await?)))
+}
+
+/// Bring an instance back from standby
+///
+/// The answer comes when it runs, is itself, and is reachable.
+#[utoipa::path(post, path = "/instances/{id}/restore", tag = "instances", operation_id = "restoreInstance",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 200, description = "It runs.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn restore(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<Json<Instance>, Failure> {
+    Ok(Json(view::instance(&app.registry.resolve(&id)?.restore().await?)))
+}
+
+/// The request as a specification, with defaults filled in.
+fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Result<InstanceSpec, Failure> {
+    let name = parse_name("instance", &request.name)?;
+    let env = request.env.unwrap_or_default();
+    check_env(&env)?;
+    // An empty list is what a client sends that has nothing to say.
+    let cmd = request.cmd.filter(|cmd| !cmd.is_empty());
+    let program = Program::resolve(&image.name, &image.config, request.entrypoint, cmd, &env).map_err(|error| {
+        OpError::new(ErrorKind::Invalid, error.to_string())
+            .hinted("say what to run with \"cmd\" or \"entrypoint\"")
+            .about("image", image.name.as_str())
+    })?;
+    Ok(InstanceSpec {
+        name,
+        backend: backend(defaults, request.hypervisor.as_deref())?,
+        memory: match given(request.size.as_deref()) {
+            Some(text) => MemMib::from_size(parse_field("size", text)?)
+                .map_err(|error| Failure::invalid(format!("field \"size\": {error}")))?,
+            None => defaults.memory,
+        },
+        vcpus: match request.vcpus {
+            None => defaults.vcpus,
+            Some(number) => u8::try_from(number)
+                .ok()
+                .filter(|number| (1..=MAX_VCPUS).contains(number))
+                .ok_or_else(|| Failure::invalid(format!("field \"vcpus\": {number} is not from 1 to {MAX_VCPUS}")))?,
+        },
+        overlay: match given(request.overlay_size.as_deref()) {
+            Some(text) => overlay(text)?,
+            None => defaults.overlay,
+        },
+        network: request.network.and_then(|network| network.enabled).unwrap_or(true),
+        tags: request.tags.unwrap_or_default(),
+        env,
+        program,
+        image: image.name,
+    })
+}
+
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn overlay(text: &str) -> Result<ByteSize, Failure> {
+    let size: ByteSize = parse_field("overlay_size", text)?;
+    let (least, most) = (ByteSize::mib(16), ByteSize::gib(16 << 10));
+    if (least..=most).contains(&size) {
+        return Ok(size);
+    }
+    Err(Failure::invalid(format!("field \"overlay_size\": {size} is not from {least} to {most}")))
+}
+
+fn backend(defaults: &Defaults, asked: Option<&str>) -> Result<Backend, Failure> {
+    let Some(name) = given(asked) else { return Ok(defaults.hypervisor) };
+    name.parse().map_err(|error: hearth_model::runtime::UnknownBackend| {
+        let message = format!("field \"hypervisor\": {error}");
+        let hint = "GET /capabilities lists the runtimes";
+        let kind = if OTHER_RUNTIMES.contains(&name) { ErrorKind::Unsupported } else { ErrorKind::Invalid };
+        OpError::new(kind, message).hinted(hint).into()
+    })
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
+    match env.iter().find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')) {
+        None => Ok(()),
+        Some((name, _)) => Err(Failure::invalid(format!("field \"env\": {name:?} cannot be a variable"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hearth_model::spec::ImageConfig;
+
+    fn image() -> ImageRecord {
+        ImageRecord {
+            name: "app".parse().expect("a reference"),
+            digest: "sha256:0".into(),
+            config: ImageConfig { cmd: vec!["/serve".into()], ..ImageConfig::default() },
+            size_bytes: 1,
+            platform: "linux/amd64".into(),
+            created_at_ms: 0,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    fn of(change: impl FnOnce(&mut CreateInstance)) -> Result<InstanceSpec, Failure> {
+        let mut request = CreateInstance { image: "app".into(), name: "web".into(), ..CreateInstance::default() };
+        change(&mut request);
+        spec(&crate::config::Config::default().defaults, request, image())
+    }
+
+    #[test]
+    fn what_is_left_out_or_empty_is_the_default() {
+        let plain = of(|_| ()).expect("valid");
+        assert_eq!((plain.memory.mib(), plain.vcpus, plain.overlay), (256, 1, ByteSize::gib(10)));
+        assert!(plain.network);
+        assert_eq!(plain.program.argv, ["/serve"]);
+        let empty = of(|request| {
+            request.size = Some(String::new());
+            request.cmd = Some(Vec::new());
+            request.hypervisor = Some(String::new());
+        });
+        assert_eq!(empty.expect("valid"), plain);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        type Change = fn(&mut CreateInstance);
+        let cases: [(&str, ErrorKind, Change); 10] = [
+            ("Web_1", ErrorKind::Invalid, |r| r.name = "Web_1".into()),
+            ("size", ErrorKind::Invalid, |r| r.size = Some("lots".into())),
+            ("too small", ErrorKind::Invalid, |r| r.size = Some("1MB".into())),
+            ("overlay_size", ErrorKind::Invalid, |r| r.overlay_size = Some("1KB".into())),
+            ("vcpus", ErrorKind::Invalid, |r| r.vcpus = Some(0)),
+            ("vcpus", ErrorKind::Invalid, |r| r.vcpus = Some(300)),
+            ("hypervisor", ErrorKind::Unsupported, |r| r.hypervisor = Some("firecracker".into())),
+            ("hypervisor", ErrorKind::Invalid, |r| r.hypervisor = Some("bochs".into())),
+            ("A=B", ErrorKind::Invalid, |r| r.env = Some([("A=B".to_owned(), String::new())].into())),
+            ("names no command", ErrorKind::Invalid, |r| r.entrypoint = Some(Vec::new())),
+        ];
+        for (says, kind, change) in cases {
+            let error = of(change).expect_err(says).error;
+            assert_eq!(error.kind, kind, "{says}");
+            assert!(error.message.contains(says), "{says}: {}", error.message);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `/snapshots` and `/instances/{id}/snapshots`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use hearth_api::ErrorBody;
+use hearth_api::instances::Instance;
+use hearth_api::snapshots::{CreateSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_store::lookup::{Called, Lookup};
+use hearth_store::{SnapshotRecord, lookup};
+
+use super::error::Failure;
+use super::fork::target;
+use super::input::{Body, Named, Query, parse_name};
+use super::observe::to_the_end;
+use super::view;
+use crate::error::OpError;
+use crate::handle::InstanceHandle;
+use crate::ops::SnapshotPlan;
+use crate::registry::ambiguous;
+use crate::serve::App;
+
+/// All snapshots
+#[utoipa::path(get, path = "/snapshots", tag = "snapshots", operation_id = "listSnapshots",
+    params(ListSnapshots, ("tags" = Option<hearth_api::Tags>, Query, style = DeepObject, explode)), responses(
+    (status = 200, description = "The oldest first.", body = Vec<Snapshot>),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Query { query, tags }: Query<ListSnapshots>,
+) -> Result<Json<Vec<Snapshot>>, Failure> {
+    let snapshots = app.host.store.listed_snapshots().map_err(OpError::from)?;
+    let wanted = snapshots
+        .iter()
+        .filter(|snapshot| query.kind.is_none_or(|kind| kind == view::kind(snapshot.kind)))
+        .filter(|snapshot| {
+            query.name.as_deref().is_none_or(|name| snapshot.name.as_ref().is_some_and(|n| n.as_str() == name))
+        })
+        .filter(|snapshot| query.source_instance_id.as_deref().is_none_or(|id| snapshot.source_instance.as_str() == id))
+        .filter(|snapshot| view::has_tags(&snapshot.tags, &tags));
+    Ok(Json(wanted.map(view::snapshot).collect()))
+}
+
+/// One snapshot
+#[utoipa::path(get, path = "/snapshots/{snapshot_id}", tag = "snapshots", operation_id = "getSnapshot",
+    params(("snapshot_id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 200, description = "It.", body = Snapshot),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn get(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<Json<Snapshot>, Failure> {
+    Ok(Json(view::snapshot(&resolve(&app, &id)?)))
+}
+
+/// Remove a snapshot
+///
+/// Instances that were made of it stay.
+#[utoipa::path(delete, path = "/snapshots/{snapshot_id}", tag = "snapshots", operation_id = "deleteSnapshot",
+    params(("snapshot_id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 204, description = "It is gone."),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn delete(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<StatusCode, Failure> {
+    let snapshot = resolve(&app, &id)?;
+    let registry = app.registry.clone();
+    to_the_end(async move { registry.drop_snapshot(&snapshot.id).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Save an instance; it goes on
+#[utoipa::path(post, path = "/instances/{id}/snapshots", tag = "snapshots", operation_id = "createInstanceSnapshot",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")),
+    request_body = CreateSnapshot, responses(
+    (status = 201, description = "It is saved.", body = Snapshot),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+    Body(request): Body<CreateSnapshot>,
+) -> Result<(StatusCode, Json<Snapshot>), Failure> {
+    let instance = app.registry.resolve(&id)?;
+    let plan = SnapshotPlan {
+        name: request.name.filter(|name| !name.is_empty()).map(|name| parse_name("snapshot", &name)).transpose()?,
+        tags: request.tags.unwrap_or_default(),
+        kind: match request.kind {
+            SnapshotKind::Standby => hearth_store::SnapshotKind::Standby,
+            SnapshotKind::Stopped => hearth_store::SnapshotKind::Stopped,
+        },
+        internal: false,
+    };
+    let record = instance.snapshot(plan).await?;
+    Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
+}
+
+/// Put one of an instance's snapshots in its place
+#[utoipa::path(post, path = "/instances/{id}/snapshots/{snapshot_id}/restore", tag = "snapshots",
+    operation_id = "restoreInstanceSnapshot",
+    params(("id" = String, Path, description = "Id, name, or the id's unique beginning."),
+        ("snapshot_id" = String, Path, description = "Id, name, or the id's unique beginning.")),
+    request_body = Option<RestoreSnapshot>, responses(
+    (status = 200, description = "It is what it was then.", body = Instance),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn restore(
+    State(app): State<Arc<App>>,
+    Named((id, snapshot)): Named<(String, String)>,
+    Body(request): Body<RestoreSnapshot>,
+) -> Result<Json<Instance>, Failure> {
+    let instance = app.registry.resolve(&id)?;
+    let snapshot = resolve_of(&app, &instance, &snapshot)?;
+    same_hypervisor(&snapshot, request.target_hypervisor.as_deref())?;
+    let (registry, target) = (app.registry.clone(), request.target_state.map(target));
+    let view = to_the_end(async move { registry.revert(&instance, &snapshot, target).await }).await?;
+    Ok(Json(view::instance(&view)))
+}
+
+/// The snapshot that a text means.
+pub(super) fn resolve(app: &App, text: &str) -> Result<SnapshotRecord, OpError> {
+    match app.host.store.find_snapshot(text)? {
+        Lookup::Found(record) => Ok(record),
+        Lookup::NotFound { similar } => Err(OpError::not_found("snapshot", text, &similar)),
+        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates)),
+    }
+}
+
+/// The same among those of one instance, where a name is unique.
+fn resolve_of(app: &App, instance: &InstanceHandle, text: &str) -> Result<SnapshotRecord, OpError> {
+    let mut own = app.host.store.listed_snapshots()?;
+    own.retain(|snapshot| snapshot.source_instance == *instance.id());
+    let called: Vec<Called> = own
+        .iter()
+        .map(|snapshot| Called { id: snapshot.id.to_string(), name: snapshot.name.as_ref().map(ToString::to_string) })
+        .collect();
+    match lookup::resolve(text, &called) {
+        Lookup::Found(id) => own
+            .into_iter()
+            .find(|snapshot| snapshot.id.as_str() == id)
+            .ok_or_else(|| OpError::not_found("snapshot", text, &[])),
+        // Another instance's is found too, and refused with that reason.
+        Lookup::NotFound { .. } => resolve(app, text),
+        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates)),
+    }
+}
+
+/// Another runtime than the source's is not possible here.
+pub(super) fn same_hypervisor(snapshot: &SnapshotRecord, asked: Option<&str>) -> Result<(), Failure> {
+    match asked.filter(|asked| !asked.is_empty()) {
+        Some(asked) if asked != snapshot.backend.as_str() => Err(Failure::unsupported(
+            format!(
+                "field \"target_hypervisor\": snapshot {} is one of {}, not of {asked}",
+                snapshot.id, snapshot.backend
+            ),
+            "leave \"target_hypervisor\" out of the request",
+        )),
+        _ => Ok(()),
+    }
+}
