@@ -68,6 +68,17 @@ fn trees_go_both_ways_whole() {
 }
 
 #[test]
+fn all_of_a_guest_is_what_is_in_its_root() {
+    let daemon = Daemon::start();
+    make_tree(daemon.guest.path());
+    for (from, lands) in [("web:/", "all"), ("web:/.", "again")] {
+        let ran = daemon.run(&["cp", from, lands]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), "4 entries copied, 292.9 KB\n"), "{from}");
+        check_tree(&daemon.home().join(lands));
+    }
+}
+
+#[test]
 fn links_are_followed_when_asked() {
     let daemon = Daemon::start();
     make_tree(&daemon.home().join("tree"));

@@ -10,7 +10,7 @@ use hearth_api::client::{Client, LogStream};
 use hearth_api::instances::{CreateInstance, DeleteInstance, Instance, InstanceState, NetworkRequest};
 use hearth_api::logs::LogsQuery;
 use hearth_model::ErrorKind;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exec::exit_code;
 use super::wait::until;
@@ -18,6 +18,10 @@ use crate::arguments::{key_value, variable};
 use crate::context::Context;
 use crate::error::CliError;
 
+/// How long a guest may take to boot, if the server answers before it has.
+const BOOT: Duration = Duration::from_secs(300);
+/// More lines than any guest has written by the time that we look.
+const ALL_LINES: u64 = 100_000;
 /// How long the last lines of a log may take to come after the guest has ended.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -53,9 +57,6 @@ pub(crate) struct Arguments {
     /// Show its output until its program ends, remove it, and exit as the program did
     #[arg(long)]
     rm: bool,
-    /// How long it may take to boot
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::duration::parse)]
-    timeout: Duration,
     /// The image
     image: String,
     /// Command and arguments instead of the image's
@@ -64,22 +65,33 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<u8, CliError> {
-    let (rm, timeout) = (arguments.rm, arguments.timeout);
+    let rm = arguments.rm;
     let client = context.client()?;
     let request = request(arguments);
-    let created = client.create_instance(&request).await?;
-    if rm {
-        return run_to_the_end(context, &client, &created).await;
+    let doing = format!("booting {}", request.name);
+    // From here on an interruption must not leave behind what `--rm` is to remove.
+    let stop = rm.then(Stop::catch).transpose()?;
+    let created = context.output.while_waiting(&doing, client.create_instance(&request)).await?;
+    if let Some(stop) = stop {
+        return run_to_the_end(context, &client, &created, stop).await;
     }
-
-    let doing = format!("booting {}", created.name);
-    let booted = until(&client, &created.id, InstanceState::Running, Some(timeout));
-    let waited = context.output.while_waiting(&doing, booted).await?;
-    let instance = client.instance(&created.id).await?;
-    // A program that ended already has run, too.
-    let ran = waited.state == InstanceState::Stopped && instance.exit_code.is_some();
-    if waited.state != InstanceState::Running && !ran {
-        return Err(not_running(&instance, waited.timed_out, timeout));
+    let instance = match created.state {
+        // Of a server that answers before the guest is up.
+        InstanceState::Initializing => {
+            let booted = until(&client, &created.id, InstanceState::Running, Some(BOOT));
+            let waited = context.output.while_waiting(&doing, booted).await?;
+            let instance = client.instance(&created.id).await?;
+            if waited.timed_out {
+                return Err(not_running(&instance));
+            }
+            instance
+        }
+        _ => created,
+    };
+    // A program that has ended has run, too.
+    let ran = instance.state == InstanceState::Stopped && instance.exit_code.is_some();
+    if instance.state != InstanceState::Running && !ran {
+        return Err(not_running(&instance));
     }
     context.output.result(&instance, |instance| format!("{}\n", instance.name))?;
     Ok(0)
@@ -101,48 +113,58 @@ fn request(arguments: Arguments) -> CreateInstance {
     }
 }
 
-fn not_running(instance: &Instance, timed_out: bool, timeout: Duration) -> CliError {
+fn not_running(instance: &Instance) -> CliError {
     let (name, state) = (&instance.name, instance.state.as_str().to_lowercase());
-    let kind = if timed_out { ErrorKind::GuestUnresponsive } else { ErrorKind::VmmFailed };
-    let message = match (&instance.state_error, timed_out) {
-        (Some(why), _) => format!("instance {name} did not boot: {why}"),
-        (None, true) => format!("instance {name} is still {state} after {} s", timeout.as_secs()),
-        (None, false) => format!("instance {name} did not boot: it is {state}"),
+    let (kind, message) = match (&instance.state_error, instance.state) {
+        (Some(why), _) => (ErrorKind::VmmFailed, format!("instance {name} did not boot: {why}")),
+        (None, InstanceState::Initializing) => {
+            (ErrorKind::GuestUnresponsive, format!("instance {name} is still {state} after {} s", BOOT.as_secs()))
+        }
+        (None, _) => (ErrorKind::VmmFailed, format!("instance {name} did not boot: it is {state}")),
     };
     CliError::new(kind, message)
         .hint(format!("see `hearth timeline {name}` and `hearth logs {name}`; `hearth rm -f {name}` removes it"))
 }
 
-/// Shows the log until the instance has stopped, then removes it; also when we are interrupted.
-async fn run_to_the_end(context: &Context, client: &Client, created: &Instance) -> Result<u8, CliError> {
-    let caught = |error| CliError::host("catch signals", &error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
-    let ended = tokio::select! {
-        ended = watch(context, client, created) => ended,
-        _ = interrupt.recv() => Ok(128 + 2),
-        _ = terminate.recv() => Ok(128 + 15),
-    };
-    let removed = client.delete_instance(&created.id, &DeleteInstance::default()).await;
-    let code = ended?;
-    removed?;
-    Ok(code)
+/// Somebody wants us to end.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-async fn watch(context: &Context, client: &Client, created: &Instance) -> Result<u8, CliError> {
-    let query = LogsQuery { tail: Some(100_000), follow: Some(true), source: None };
-    let mut lines = Some(client.logs(&created.id, &query).await?);
-    let mut stopped = std::pin::pin!(until(client, &created.id, InstanceState::Stopped, None));
-    let waited = loop {
+impl Stop {
+    fn catch() -> Result<Self, CliError> {
+        let caught = |error| CliError::host("catch signals", &error);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(caught)?,
+            terminate: signal(SignalKind::terminate()).map_err(caught)?,
+        })
+    }
+
+    /// What to exit with.
+    async fn wanted(&mut self) -> u8 {
         tokio::select! {
-            line = next_line(&mut lines) => match line? {
-                Some(line) => super::logs::print(context, &line)?,
-                None => lines = None,
-            },
-            waited = &mut stopped => break waited?,
+            _ = self.interrupt.recv() => 128 + 2,
+            _ = self.terminate.recv() => 128 + 15,
         }
+    }
+}
+
+/// Shows the log until the instance has stopped, or somebody interrupts us; removes it either way.
+async fn run_to_the_end(
+    context: &Context,
+    client: &Client,
+    created: &Instance,
+    mut stop: Stop,
+) -> Result<u8, CliError> {
+    let mut lines = None;
+    let ended = tokio::select! {
+        ended = watch(context, client, created, &mut lines) => ended,
+        code = stop.wanted() => Ok(code),
     };
-    // What it wrote last may still be on its way.
+    client.delete_instance(&created.id, &DeleteInstance::default()).await?;
+    let code = ended?;
+    // A log goes on until its instance is gone: now it ends, after what was written last.
     let rest = async {
         while let Some(line) = next_line_or_end(&mut lines).await? {
             super::logs::print(context, &line)?;
@@ -152,7 +174,27 @@ async fn watch(context: &Context, client: &Client, created: &Instance) -> Result
     if let Ok(shown) = tokio::time::timeout(LAST_LINES, rest).await {
         shown?;
     }
+    Ok(code)
+}
 
+async fn watch(
+    context: &Context,
+    client: &Client,
+    created: &Instance,
+    lines: &mut Option<LogStream>,
+) -> Result<u8, CliError> {
+    let query = LogsQuery { tail: Some(ALL_LINES), follow: Some(true), source: None };
+    *lines = Some(client.logs(&created.id, &query).await?);
+    let mut stopped = std::pin::pin!(until(client, &created.id, InstanceState::Stopped, None));
+    let waited = loop {
+        tokio::select! {
+            line = next_line(lines) => match line? {
+                Some(line) => super::logs::print(context, &line)?,
+                None => *lines = None,
+            },
+            waited = &mut stopped => break waited?,
+        }
+    };
     let instance = client.instance(&created.id).await?;
     match (waited.state, instance.exit_code) {
         (InstanceState::Stopped, Some(code)) => {
@@ -165,7 +207,7 @@ async fn watch(context: &Context, client: &Client, created: &Instance) -> Result
             ErrorKind::VmmFailed,
             format!("instance {} stopped before its program's end was told", instance.name),
         )),
-        _ => Err(not_running(&instance, false, Duration::ZERO)),
+        _ => Err(not_running(&instance)),
     }
 }
 

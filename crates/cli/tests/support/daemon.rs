@@ -308,7 +308,14 @@ async fn copy(mut socket: WebSocket, shared: Arc<Shared>) {
     } else {
         let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
         let mut frames = Vec::new();
-        tree(&path, &name, &mut frames);
+        if request["guest_path"] == "/" {
+            for entry in std::fs::read_dir(&path).expect("lists") {
+                let entry = entry.expect("an entry");
+                tree(&entry.path(), &entry.file_name().to_string_lossy(), &mut frames);
+            }
+        } else {
+            tree(&path, &name, &mut frames);
+        }
         if frames.is_empty() {
             let message = format!("look at {}: no such file", request["guest_path"].as_str().unwrap_or_default());
             frames.push(Message::text(json!({"type": "error", "message": message, "code": "not_found"}).to_string()));

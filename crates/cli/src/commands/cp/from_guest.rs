@@ -19,9 +19,13 @@ use super::{Copied, GuestPath, Options, is_content, last_name};
 use crate::error::CliError;
 
 pub(super) async fn copy(client: &Client, from: &GuestPath, to: &Path, options: Options) -> Result<Copied, CliError> {
-    let content = is_content(&from.path);
-    let asked = from.path.trim_end_matches('.').trim_end_matches('/');
-    let asked = if content && !asked.is_empty() { asked } else { &from.path };
+    let asked = if is_content(&from.path) { &from.path[..from.path.len() - 1] } else { &from.path };
+    let what = match asked.trim_matches('/') {
+        // The root has no name: its entries' paths begin with their own.
+        "" => What::Root,
+        _ if is_content(&from.path) => What::Content,
+        _ => What::Whole,
+    };
     let request = CpRequest { follow_links: options.follow_links, ..CpRequest::from(asked) };
     let mut entries = client.cp_from(&from.instance, &request).await?;
 
@@ -34,7 +38,7 @@ pub(super) async fn copy(client: &Client, from: &GuestPath, to: &Path, options: 
                 let tree = match &mut tree {
                     Some(tree) => tree,
                     // The first entry is what was asked for.
-                    none => none.insert(Tree::begin(to, &header, content, options)?),
+                    none => none.insert(Tree::begin(to, &header, what, options)?),
                 };
                 file = tree.add(&header)?.map(|file| (file, header));
                 copied.entries += 1;
@@ -61,6 +65,17 @@ fn strange(what: &str) -> CliError {
     CliError::new(ErrorKind::Internal, format!("the guest sent {what}"))
 }
 
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// An entry with all that is in it.
+    Whole,
+    /// What is in a directory.
+    Content,
+    /// What is in the root directory.
+    Root,
+}
+
 /// Where a tree is written.
 struct Tree {
     /// The directory that everything is in.
@@ -68,22 +83,24 @@ struct Tree {
     base_path: PathBuf,
     /// What the first entry is called here; `None` if its content goes into the base itself.
     root: Option<PathBuf>,
+    what: What,
     options: Options,
     /// Directories, whose times and permissions are set when nothing more goes into them.
     directories: Vec<(PathBuf, CpHeader)>,
 }
 
 impl Tree {
-    fn begin(to: &Path, first: &CpHeader, content: bool, options: Options) -> Result<Self, CliError> {
+    fn begin(to: &Path, first: &CpHeader, what: What, options: Options) -> Result<Self, CliError> {
         let there = std::fs::metadata(to).ok();
         let into = there.as_ref().is_some_and(std::fs::Metadata::is_dir);
-        if content && !first.is_dir {
+        let (content, directory) = (what != What::Whole, first.is_dir || what == What::Root);
+        if content && !directory {
             return Err(CliError::new(ErrorKind::Invalid, format!("{} in the guest is not a directory", first.path)));
         }
-        if there.is_some() && !into && first.is_dir {
+        if there.is_some() && !into && directory {
             return Err(CliError::new(ErrorKind::Invalid, format!("{} is not a directory", to.display())));
         }
-        if there.is_none() && !first.is_dir && to.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        if there.is_none() && !directory && to.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Err(CliError::new(ErrorKind::NotFound, format!("there is no directory {}", to.display())));
         }
         let (base_path, root) = if content {
@@ -103,7 +120,7 @@ impl Tree {
         };
         let base = openat(CWD, &base_path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| CliError::host(format!("open {}", base_path.display()), &error.into()))?;
-        Ok(Self { base, base_path, root, options, directories: Vec::new() })
+        Ok(Self { base, base_path, root, what, options, directories: Vec::new() })
     }
 
     /// Makes an entry; a file's handle, to write its bytes to.
@@ -141,9 +158,6 @@ impl Tree {
     /// A file has all its bytes.
     fn complete(&self, file: &File, header: &CpHeader) -> Result<(), CliError> {
         let failed = |error: std::io::Error| CliError::host(format!("complete {}", header.path), &error);
-        if file.metadata().map_err(failed)?.len() != header.size {
-            return Err(strange(&format!("another length of {} than it said", header.path)));
-        }
         if self.options.archive {
             std::os::unix::fs::fchown(file, Some(header.uid), Some(header.gid)).map_err(failed)?;
         }
@@ -169,8 +183,10 @@ impl Tree {
     /// Where an entry goes, below the base; `None` for the base itself.
     fn place(&self, header: &CpHeader) -> Result<Option<PathBuf>, CliError> {
         let mut parts = components(&header.path)?.into_iter();
-        // The first component is the name of what was asked for.
-        parts.next().ok_or_else(|| outside(&header.path))?;
+        if self.what != What::Root {
+            // The first component is the name of what was asked for.
+            parts.next().ok_or_else(|| outside(&header.path))?;
+        }
         let path: PathBuf = self.root.iter().cloned().chain(parts).collect();
         Ok((!path.as_os_str().is_empty()).then_some(path))
     }
@@ -261,7 +277,7 @@ mod tests {
     }
 
     fn write(to: &Path, entries: &[CpHeader]) -> Result<(), CliError> {
-        let mut tree = Tree::begin(to, &entries[0], false, PLAIN)?;
+        let mut tree = Tree::begin(to, &entries[0], What::Whole, PLAIN)?;
         for entry in entries {
             if let Some(file) = tree.add(entry)? {
                 tree.complete(&file, entry)?;
