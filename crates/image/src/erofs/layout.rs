@@ -133,11 +133,11 @@ fn place(ino: Ino, inode: &Inode, inodes_len: &mut u64, next: &mut u64) -> io::R
     Ok(Spot { ino, at, xattrs, size, inline, block })
 }
 
-/// An inode must not cross a block, nor may its tail: moves it to the next block when it would;
-/// a tail that cannot fit goes elsewhere (0).
+/// An inode must not cross a block, and a tail stays in its inode's block (older kernels insist on
+/// it for symbolic links): moves the inode to the next block, or the tail elsewhere (0).
 fn fit(at: u64, head: u64, tail: u64) -> (u64, u64) {
-    let one_block = |from: u64, len: u64| len == 0 || from / BLOCK == (from + len - 1) / BLOCK;
-    let fits = |at: u64, tail: u64| one_block(at, INODE) && one_block(at + head, tail);
+    let one_block = |from: u64, len: u64| from / BLOCK == (from + len - 1) / BLOCK;
+    let fits = |at: u64, tail: u64| one_block(at, if tail == 0 { INODE } else { head + tail });
     let next = at.next_multiple_of(BLOCK);
     if fits(at, tail) {
         (at, tail)
@@ -220,7 +220,7 @@ mod tests {
                     let (to, inline) = fit(at, head, tail);
                     assert!(to >= at && to % SLOT == 0 && (inline == tail || inline == 0));
                     assert!(to % BLOCK + INODE <= BLOCK, "inode at {to}");
-                    assert!(inline == 0 || (to + head) % BLOCK + inline <= BLOCK, "tail of {to}");
+                    assert!(inline == 0 || to % BLOCK + head + inline <= BLOCK, "tail of {to}");
                 }
             }
         }

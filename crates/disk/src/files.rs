@@ -1,0 +1,108 @@
+//! What every disk file needs: removal, and how much space it uses.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use hearth_model::error::io_kind;
+use hearth_model::{ErrorKind, Kind};
+
+/// The host refused something to do with a file or directory.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}", path.display())]
+pub struct FileError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// The host's error.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Kind for FileError {
+    fn kind(&self) -> ErrorKind {
+        match self.source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => io_kind(&self.source),
+        }
+    }
+}
+
+/// Space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Its size, in bytes.
+    pub total: u64,
+    /// What may still be written without privileges, in bytes.
+    pub free: u64,
+}
+
+/// Removes a file, a link or a directory with all that is in it; what is not there is removed
+/// already. Links are not followed.
+///
+/// # Errors
+/// The host's.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FileError { action: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that a file, or a directory with all that is in it, occupies on its disk. Blocks that are
+/// shared by reflink count for each file.
+///
+/// # Errors
+/// The host's; `not_found` if there is nothing at `path`. What vanishes meanwhile counts nothing.
+pub fn usage(path: &Path) -> Result<u64, FileError> {
+    let failed = |source| FileError { action: "measure", path: path.to_owned(), source };
+    let mut bytes = 0;
+    let mut dirs = Vec::new();
+    let mut count = |at: &Path, dirs: &mut Vec<PathBuf>| -> io::Result<()> {
+        let meta = fs::symlink_metadata(at)?;
+        // In units of 512 bytes, whatever the file system's block is.
+        bytes += meta.blocks() * 512;
+        if meta.is_dir() {
+            dirs.push(at.to_owned());
+        }
+        Ok(())
+    };
+    let vanished = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    count(path, &mut dirs).map_err(failed)?;
+    while let Some(dir) = dirs.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if vanished(&error) => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            match entry.and_then(|entry| count(&entry.path(), &mut dirs)) {
+                Err(error) if !vanished(&error) => return Err(failed(error)),
+                _ => {}
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Space of the file system that `dir` is on.
+///
+/// # Errors
+/// The host's.
+pub fn free_space(dir: &Path) -> Result<Space, FileError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|error| FileError {
+        action: "ask for the space in",
+        path: dir.to_owned(),
+        source: error.into(),
+    })?;
+    Ok(Space { total: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
+}
