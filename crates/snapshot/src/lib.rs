@@ -18,11 +18,11 @@
 //!
 //! **A bundle never changes and is never copied to be used.** Every fork loads the bundle's own
 //! memory file, one inode and one page cache for all. Who uses a bundle makes hard links to
-//! `memory` and `disks/rootfs` in a directory of its own first; so [`remove`] never takes a file
+//! `memory` and `disks/rootfs` in a directory of its own first; so [`remove()`] never takes a file
 //! away from a guest that runs on it.
 //!
-//! **Durable later.** [`publish`] is on the way of a standby and waits for no disk; [`settle`] does,
-//! afterwards. A bundle that the host lost power on before it was settled is refused by [`open`],
+//! **Durable later.** [`publish`] is on the way of a standby and waits for no disk; [`settle()`] does,
+//! afterwards. A bundle that the host lost power on before it was settled is refused by [`open()`],
 //! because its files may have the right sizes and the wrong content.
 
 mod checksum;
