@@ -137,7 +137,7 @@ pub fn discard(snapshots: &Path, id: &SnapshotId) -> Result<(), DraftError> {
 }
 
 /// Makes a bundle of a draft whose files are all written: from one moment to the next it is there,
-/// whole. Waits for no disk; [`settle`](crate::settle) does.
+/// whole. Waits for no disk; [`settle`](crate::settle()) does.
 ///
 /// Of `manifest`, `format`, `boot_id` and `files` are set here.
 ///
