@@ -1,1 +1,28 @@
-//! (see ARCHITECTURE.md)
+//! The framework in which stories on real VMs are told; the stories are in `tests/`.
+//!
+//! In: the `hearth` binary, a kernel, busybox, and root. Out: [`story`], which gives a test a
+//! daemon of its own with an empty data directory, and afterwards finds out whether anything was
+//! left behind or warned about. Nothing here knows how Hearth works inside: it uses the API, the
+//! command line, and what the host shows of processes and files.
+//!
+//! Where something is missing on the host, a story prints `SKIPPED: …` and passes, unless
+//! `HEARTH_TEST_MUST_RUN` is set: then it fails.
+
+mod binary;
+mod daemon;
+mod evidence;
+mod host;
+mod image;
+mod needs;
+mod refusal;
+mod smalldisk;
+mod story;
+mod traces;
+mod vm;
+
+pub use host::{Cli, TestHost};
+pub use image::TestImage;
+pub use refusal::{Refusal, refused};
+pub use story::{Setup, eventually, story};
+pub use traces::Traces;
+pub use vm::{Count, Ran, Vm, finish};

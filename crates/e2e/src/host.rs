@@ -1,0 +1,303 @@
+//! A daemon of one's own, with an empty data directory, and the ways to talk to it.
+
+use std::cell::{Cell, RefCell};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use hearth_api::Tags;
+use hearth_api::client::{Client, ClientError};
+use hearth_api::images::{Image, ImportImage};
+use hearth_api::instances::{CreateInstance, ForkInstance, Forked, Instance, InstanceState, TargetState, WaitQuery};
+use hearth_api::snapshots::{ForkSnapshot, ListSnapshots, Snapshot};
+use tempfile::TempDir;
+
+use crate::daemon::{Daemon, DaemonLog};
+use crate::smalldisk::SmallDisk;
+use crate::story::Setup;
+use crate::traces::{self, Traces};
+use crate::{TestImage, Vm};
+
+/// The image that stories use when they say nothing else.
+const IMAGE: &str = "counter:1";
+/// What their guests get: it is little, so that many fit.
+const MEMORY: &str = "128MB";
+
+/// A host of stories: one data directory, and the daemon that serves it.
+#[derive(Debug)]
+pub struct TestHost {
+    // Dropped in this order: the daemon, what is mounted, the directory.
+    daemon: RefCell<Option<Daemon>>,
+    _disk: Option<SmallDisk>,
+    dir: TempDir,
+    hearth: PathBuf,
+    env: Vec<(String, String)>,
+    client: RefCell<Client>,
+    imported: Cell<bool>,
+    pub(crate) log: DaemonLog,
+    pub(crate) expected: RefCell<Vec<String>>,
+}
+
+/// How a command of the command line ended.
+#[derive(Debug, Clone)]
+pub struct Cli {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Cli {
+    /// What it printed, if it succeeded.
+    ///
+    /// # Errors
+    /// What it said, if it did not.
+    pub fn ok(self) -> Result<String> {
+        if self.code != 0 {
+            bail!("exit code {}: {}{}", self.code, self.stdout, self.stderr);
+        }
+        Ok(self.stdout)
+    }
+
+    /// What it printed, as JSON.
+    ///
+    /// # Errors
+    /// If it did not succeed, or printed something else.
+    pub fn json(self) -> Result<serde_json::Value> {
+        let text = self.ok()?;
+        serde_json::from_str(&text).with_context(|| format!("read as JSON: {text}"))
+    }
+}
+
+impl TestHost {
+    /// Starts the daemon.
+    pub(crate) fn start(setup: Setup, hearth: PathBuf, kernel: &Path, log: DaemonLog) -> Result<Self> {
+        let dir = setup.dir;
+        let data = dir.path().join("data");
+        let disk = match setup.disk_mib {
+            Some(mib) => Some(SmallDisk::mount(&dir.path().join("disk.img"), &data, mib)?),
+            None => None,
+        };
+        let mut env = vec![
+            ("HEARTH_KERNEL_DIR".to_owned(), kernel.display().to_string()),
+            // A host where KVM is real tells the same stories faster.
+            ("HEARTH_QEMU_ACCEL".to_owned(), "auto".to_owned()),
+        ];
+        env.extend(setup.env);
+        let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log)?;
+        let client = Client::new(&daemon.url, None)?;
+        Ok(Self {
+            daemon: RefCell::new(Some(daemon)),
+            _disk: disk,
+            dir,
+            hearth,
+            env,
+            client: RefCell::new(client),
+            imported: Cell::new(false),
+            log,
+            expected: RefCell::new(setup.expected),
+        })
+    }
+
+    /// A client of the daemon that runs now.
+    pub fn client(&self) -> Client {
+        self.client.borrow().clone()
+    }
+
+    /// A directory of the story's own, outside of the data directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// What is there of instances now.
+    pub fn traces(&self) -> Traces {
+        Traces::of(&self.data())
+    }
+
+    /// Lines of the daemon's log with this text are no fault.
+    pub fn expect_log(&self, text: &str) {
+        self.expected.borrow_mut().push(text.into());
+    }
+
+    /// Imports an image under a name.
+    pub async fn import(&self, image: &TestImage, name: &str) -> Result<Image> {
+        let dir = TempDir::new_in(self.dir())?;
+        let path = image.write_oci(dir.path())?.display().to_string();
+        let request = ImportImage { path, name: name.into(), tags: None };
+        Ok(self.client().import_image(&request).await?)
+    }
+
+    /// Asks for an instance and waits until it runs.
+    ///
+    /// # Errors
+    /// What the server says, to either.
+    pub async fn create(&self, request: &CreateInstance) -> Result<Vm<'_>, ClientError> {
+        let instance = self.client().create_instance(request).await?;
+        let wait = WaitQuery { state: InstanceState::Running, timeout: Some("90s".into()) };
+        self.client().wait(&instance.id, &wait).await?;
+        Ok(self.vm(&instance.name))
+    }
+
+    /// A request for an instance of an image, with little memory.
+    #[must_use]
+    pub fn request(name: &str, image: &str) -> CreateInstance {
+        CreateInstance {
+            name: name.into(),
+            image: image.into(),
+            size: Some(MEMORY.into()),
+            ..CreateInstance::default()
+        }
+    }
+
+    /// Boots an instance of the counter image, which is imported when it is first needed.
+    pub async fn boot(&self, name: &str) -> Result<Vm<'_>> {
+        self.boot_with(name, |_| {}).await
+    }
+
+    /// The same, with a change to the request.
+    pub async fn boot_with(&self, name: &str, change: impl FnOnce(&mut CreateInstance)) -> Result<Vm<'_>> {
+        self.import_counter().await?;
+        let mut request = Self::request(name, IMAGE);
+        change(&mut request);
+        let vm = self.create(&request).await?;
+        vm.is(InstanceState::Running).await?;
+        Ok(vm)
+    }
+
+    /// Boots an instance that runs this program instead of the counter, and may end at once.
+    pub async fn boot_with_program(&self, name: &str, program: &[&str]) -> Result<Vm<'_>> {
+        self.import_counter().await?;
+        let mut request = Self::request(name, IMAGE);
+        request.cmd = Some(program.iter().map(|word| (*word).to_owned()).collect());
+        Ok(self.create(&request).await?)
+    }
+
+    /// Imports the counter image as `counter:1`, once.
+    pub async fn import_counter(&self) -> Result<()> {
+        if !self.imported.replace(true) {
+            self.import(&TestImage::counter()?, IMAGE).await?;
+        }
+        Ok(())
+    }
+
+    /// The instance of that name.
+    pub fn vm(&self, name: &str) -> Vm<'_> {
+        Vm { host: self, name: name.into() }
+    }
+
+    /// Forks an instance, or many, and has them running.
+    pub async fn fork(&self, source: &str, name: &str, count: u32) -> Result<Vec<Vm<'_>>> {
+        let request = ForkInstance {
+            name: name.into(),
+            from_running: Some(true),
+            target_state: Some(TargetState::Running),
+            count: Some(count),
+        };
+        self.forked(self.client().fork(source, &request).await?)
+    }
+
+    /// Forks a snapshot, or many times, and has the forks running.
+    pub async fn fork_snapshot(&self, snapshot: &str, name: &str, count: u32) -> Result<Vec<Vm<'_>>> {
+        let request = ForkSnapshot {
+            name: name.into(),
+            target_hypervisor: None,
+            target_state: Some(TargetState::Running),
+            count: Some(count),
+        };
+        self.forked(self.client().fork_snapshot(snapshot, &request).await?)
+    }
+
+    fn forked(&self, forked: Forked) -> Result<Vec<Vm<'_>>> {
+        if !forked.errors.is_empty() {
+            bail!("forks failed: {:?}", forked.errors);
+        }
+        Ok(forked.instances.iter().map(|instance| self.vm(&instance.name)).collect())
+    }
+
+    /// All instances.
+    pub async fn instances(&self) -> Result<Vec<Instance>> {
+        Ok(self.client().instances(None, &Tags::new()).await?)
+    }
+
+    /// All snapshots that are shown.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        Ok(self.client().snapshots(&ListSnapshots::default(), &Tags::new()).await?)
+    }
+
+    /// Kills the daemon as a crash would.
+    pub fn crash_daemon(&self) -> Result<()> {
+        self.daemon.take().context("a daemon that runs")?.kill()
+    }
+
+    /// Ends the daemon with SIGTERM, which it must obey with success.
+    pub fn end_daemon(&self) -> Result<()> {
+        let status = self.daemon.take().context("a daemon that runs")?.terminate()?;
+        if !status.success() {
+            bail!("the daemon ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Starts a daemon on the same data directory.
+    pub fn start_daemon(&self) -> Result<()> {
+        let daemon = Daemon::start(&self.hearth, self.dir(), &self.data(), "127.0.0.1:0", &self.env, &self.log)?;
+        self.client.replace(Client::new(&daemon.url, None)?);
+        self.daemon.replace(Some(daemon));
+        Ok(())
+    }
+
+    pub(crate) fn daemon_runs(&self) -> bool {
+        self.daemon.borrow().is_some()
+    }
+
+    /// Runs `hearth` with these arguments.
+    pub fn hearth(&self, arguments: &[&str]) -> Result<Cli> {
+        self.hearth_with_input(arguments, b"")
+    }
+
+    /// Runs `hearth` with these arguments, and this on its standard input.
+    pub fn hearth_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Cli> {
+        let mut command = self.hearth_command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let mut stdin = child.stdin.take().context("its stdin")?;
+        let output = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A command that reads nothing closes it.
+                stdin.write_all(input).ok();
+            });
+            child.wait_with_output()
+        })?;
+        Ok(Cli {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// `hearth` with these arguments and this daemon's address, not yet started.
+    #[must_use]
+    pub fn hearth_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.hearth);
+        command.args(arguments).env("HEARTH_URL", self.client().url()).current_dir(self.dir());
+        for foreign in ["HEARTH_TOKEN", "HYPEMAN_BASE_URL", "HYPEMAN_API_KEY"] {
+            command.env_remove(foreign);
+        }
+        command
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        drop(self.daemon.take());
+        traces::kill_vmms(&self.data());
+    }
+}

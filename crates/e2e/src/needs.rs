@@ -1,0 +1,46 @@
+//! What a story needs of the host, looked for before anything is started.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Looks for all of it, and returns the unpacked kernel package.
+///
+/// # Errors
+/// What is missing, and how to get it.
+pub(crate) fn find() -> Result<PathBuf, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("stories on real VMs need root".into());
+    }
+    if !works(Command::new("qemu-system-x86_64").arg("--version")) {
+        return Err("there is no qemu-system-x86_64: install the package qemu-system-x86".into());
+    }
+    busybox()?;
+    std::env::var_os("HEARTH_TEST_KERNEL_DIR")
+        .map(PathBuf::from)
+        .ok_or_else(|| "HEARTH_TEST_KERNEL_DIR names no unpacked kernel package: `cargo xtask ci` sets it".into())
+}
+
+/// A busybox: only a static one runs in an image that holds nothing else.
+pub(crate) fn busybox() -> Result<PathBuf, String> {
+    let candidates = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
+    let given = std::env::var_os("HEARTH_TEST_BUSYBOX").map(PathBuf::from);
+    given
+        .into_iter()
+        .chain(candidates)
+        .find(is_static)
+        .ok_or_else(|| "there is no statically linked busybox: install the package busybox-static".into())
+}
+
+/// An ELF file that names no interpreter.
+fn is_static(path: &PathBuf) -> bool {
+    const INTERPRETER: &[u8] = b"/lib64/ld-linux";
+    std::fs::read(path).is_ok_and(|bytes| {
+        bytes.starts_with(b"\x7fELF")
+            && !bytes[..bytes.len().min(4096)].windows(INTERPRETER.len()).any(|w| w == INTERPRETER)
+    })
+}
+
+fn works(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}

@@ -1,0 +1,41 @@
+//! A small file system of its own to fill up, mounted where a data directory shall be.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// An ext4 file system in a file. Dropping it unmounts it.
+#[derive(Debug)]
+pub(crate) struct SmallDisk {
+    mounted: PathBuf,
+}
+
+impl SmallDisk {
+    /// Makes one of `mib` MiB and mounts it at `at`.
+    pub(crate) fn mount(image: &Path, at: &Path, mib: u64) -> Result<Self> {
+        let file = std::fs::File::create(image).context("make a file for a small disk")?;
+        file.set_len(mib << 20).context("size a small disk")?;
+        std::fs::create_dir_all(at).context("make a mount point")?;
+        // No space is kept for root: the stories are root, and must see the end.
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at))?;
+        Ok(Self { mounted: at.to_owned() })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("umount").arg("--lazy").arg(&self.mounted)) {
+            eprintln!("a small disk stays mounted: {error:#}");
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

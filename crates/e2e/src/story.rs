@@ -1,0 +1,190 @@
+//! How a story is told: a host of its own before it, and afterwards a look at what it left.
+//!
+//! ```text
+//!   needs ─► daemon ─► the story ─► remove what it made ─► nothing may be left ─► SIGTERM ─► log
+//! ```
+//! A story fails on its own assertions, on anything that stays on the host once its instances and
+//! snapshots are removed, and on warnings and errors in the daemon's log that it did not expect.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hearth_api::instances::DeleteInstance;
+use tempfile::TempDir;
+
+use crate::daemon::DaemonLog;
+use crate::{TestHost, binary, evidence, needs};
+
+/// How long a story may take; less than what the test runner allows, so that it can clean up.
+const LIMIT: Duration = Duration::from_secs(200);
+/// How long a level may take to be reached.
+const SOON: Duration = Duration::from_secs(20);
+
+/// What a host is to be like.
+#[derive(Debug)]
+pub struct Setup {
+    pub(crate) dir: TempDir,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) disk_mib: Option<u64>,
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) expected: Vec<String>,
+    limit: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let dir = tempfile::Builder::new().prefix("hearth-e2e-").tempdir().expect("a temporary directory");
+        Self { dir, env: Vec::new(), disk_mib: None, kernel: None, expected: Vec::new(), limit: LIMIT }
+    }
+}
+
+impl Setup {
+    /// With a setting, as an environment variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// With a data directory on a disk of that size.
+    #[must_use]
+    pub fn disk(mut self, mib: u64) -> Self {
+        self.disk_mib = Some(mib);
+        self
+    }
+
+    /// With another kernel directory, below the story's own.
+    #[must_use]
+    pub fn kernel(mut self, name: &str) -> Self {
+        self.kernel = Some(self.dir.path().join(name));
+        self
+    }
+
+    /// With a file in the story's own directory.
+    #[must_use]
+    pub fn file(self, name: &str, content: &[u8]) -> Self {
+        std::fs::write(self.dir.path().join(name), content).expect("a file is written");
+        self
+    }
+
+    /// With a script in place of QEMU's program. `$QEMU` in it is the real one, `$HERE` the
+    /// story's own directory.
+    #[must_use]
+    pub fn qemu_script(self, script: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.dir.path().join("qemu");
+        let script = format!("#!/bin/sh\nQEMU=qemu-system-x86_64\nHERE=${{0%/*}}\n{script}\n");
+        std::fs::write(&path, script).expect("a script is written");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("a script is made executable");
+        let path = path.display().to_string();
+        self.env("HEARTH_QEMU_PATH", &path)
+    }
+
+    /// Lines of the daemon's log with this text are no fault.
+    #[must_use]
+    pub fn expect_log(mut self, text: &str) -> Self {
+        self.expected.push(text.into());
+        self
+    }
+
+    /// With another limit to how long it may take.
+    #[must_use]
+    pub fn limit_s(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Tells the story on such a host.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn story(self, tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
+        let kernel = match needs::find() {
+            Ok(kernel) => kernel,
+            Err(missing) => {
+                assert!(std::env::var_os("HEARTH_TEST_MUST_RUN").is_none(), "cannot run here: {missing}");
+                eprintln!("SKIPPED: {missing}");
+                return;
+            }
+        };
+        let (name, limit) = (name(), self.limit);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime for the story");
+        let log = DaemonLog::default();
+        let kernel = self.kernel.clone().unwrap_or(kernel);
+        let started = binary::hearth().and_then(|hearth| TestHost::start(self, hearth, &kernel, log.clone()));
+        let host = match started {
+            Ok(host) => host,
+            Err(error) => panic!("no daemon: {error:#}\n{}", log.lines().join("\n")),
+        };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                match tokio::time::timeout(limit, tell(&host)).await {
+                    Ok(result) => result?,
+                    Err(_) => bail!("the story did not end within {} s", limit.as_secs()),
+                }
+                leave_nothing(&host).await
+            })
+        }));
+        if !matches!(told, Ok(Ok(()))) {
+            runtime.block_on(evidence::keep(&host, &name));
+        }
+        match told {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => panic!("{name}: {error:?}"),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}
+
+/// Tells a story on a host like any other.
+///
+/// # Panics
+/// If it fails.
+pub fn story(tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
+    Setup::default().story(tell);
+}
+
+/// Waits until something is so.
+///
+/// # Errors
+/// If that takes too long, or looking fails.
+pub async fn eventually(what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + SOON;
+    while !look().await? {
+        ensure!(Instant::now() < until, "not within {} s: {what}", SOON.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Removes every instance and snapshot, ends the daemon, and finds nothing of them and no
+/// complaint.
+async fn leave_nothing(host: &TestHost) -> Result<()> {
+    if !host.daemon_runs() {
+        host.start_daemon()?;
+    }
+    for instance in host.instances().await? {
+        let removed = host.client().delete_instance(&instance.id, &DeleteInstance::default()).await;
+        removed.with_context(|| format!("remove instance {}", instance.name))?;
+    }
+    for snapshot in host.snapshots().await? {
+        let removed = host.client().delete_snapshot(&snapshot.id).await;
+        removed.with_context(|| format!("remove snapshot {}", snapshot.id))?;
+    }
+    let nothing = eventually("nothing is left", async || Ok(host.traces().no_instances())).await;
+    nothing.with_context(|| format!("left behind: {:?}", host.traces()))?;
+    host.end_daemon()?;
+    let expected = host.expected.borrow();
+    let mut complaints = host.log.complaints();
+    complaints.retain(|line| !expected.iter().any(|text| line.contains(text)));
+    ensure!(complaints.is_empty(), "the daemon complained:\n{}", complaints.join("\n"));
+    Ok(())
+}
+
+fn name() -> String {
+    let thread = std::thread::current().name().map(str::to_owned);
+    thread.filter(|name| name != "main").or_else(|| std::env::var("NEXTEST_TEST_NAME").ok()).unwrap_or("story".into())
+}

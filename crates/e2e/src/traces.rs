@@ -1,0 +1,70 @@
+//! What Hearth has left on the host: processes, and files below the data directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What is there of instances and snapshots.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Processes whose working directory is in an instance's.
+    pub processes: Vec<String>,
+    /// What is in `instances/`, by name.
+    pub instances: Vec<String>,
+    /// What is in `snapshots/`, by name.
+    pub snapshots: Vec<String>,
+    /// What is in `images/`, by name.
+    pub images: Vec<String>,
+}
+
+impl Traces {
+    /// Looks at a data directory.
+    #[must_use]
+    pub fn of(data: &Path) -> Self {
+        let processes = vmms(data).into_iter().map(|(pid, cwd)| format!("{pid} in {}", cwd.display())).collect();
+        Self {
+            processes,
+            instances: names(&data.join("instances")),
+            snapshots: names(&data.join("snapshots")),
+            images: names(&data.join("images")),
+        }
+    }
+
+    /// Whether nothing of any instance or snapshot is there.
+    #[must_use]
+    pub fn no_instances(&self) -> bool {
+        self.processes.is_empty() && self.instances.is_empty() && self.snapshots.is_empty()
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Processes that work below `dir`, also in a directory that was removed.
+pub(crate) fn vmms(dir: &Path) -> Vec<(i32, PathBuf)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let cwd = fs::read_link(entry.path().join("cwd")).ok()?;
+            cwd.starts_with(dir).then_some((pid, cwd))
+        })
+        .collect()
+}
+
+/// Kills what works below `dir`, so that a story that failed leaves nothing running.
+pub(crate) fn kill_vmms(dir: &Path) {
+    for (pid, _) in vmms(dir) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            // It may be gone already.
+            kill_process(pid, Signal::KILL).ok();
+        }
+    }
+}

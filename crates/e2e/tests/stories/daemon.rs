@@ -1,0 +1,99 @@
+//! The daemon goes and comes; instances do not notice.
+
+use anyhow::{Context, ensure};
+use hearth_api::instances::InstanceState;
+use hearth_e2e::{Cli, story};
+
+#[test]
+fn instances_outlive_a_daemon_that_crashes() {
+    story(async |host| {
+        let booted = host.boot("booted").await?;
+        let count = booted.count(5).await?;
+        let fork = booted.fork("forked").await?;
+        let asleep = host.boot("asleep").await?;
+        asleep.count(9).await?;
+        asleep.standby().await?;
+        let stopped = booted.fork("stopped").await?;
+        stopped.stop().await?;
+        let pids = (booted.vmm_pid().await?, fork.vmm_pid().await?);
+
+        host.crash_daemon()?;
+        host.start_daemon()?;
+        assert_eq!((booted.vmm_pid().await?, fork.vmm_pid().await?), pids, "the same VMMs");
+        for twin in [&booted, &fork] {
+            twin.is(InstanceState::Running).await?;
+            let now = twin.count(1).await?;
+            assert_eq!((now.nonce, now.count), (count.nonce.clone(), 6));
+            twin.standby().await?;
+            twin.restore().await?;
+            assert_eq!(twin.count(1).await?.count, 7);
+        }
+        asleep.is(InstanceState::Standby).await?;
+        asleep.restore().await?;
+        assert_eq!(asleep.count(1).await?.count, 10);
+        stopped.is(InstanceState::Stopped).await?;
+        stopped.start().await
+    });
+}
+
+#[test]
+fn an_end_that_nobody_saw_is_found_afterwards() {
+    story(async |host| {
+        let vm = host.boot("victim").await?;
+        let pid = vm.vmm_pid().await?.context("a VMM")?;
+        host.crash_daemon()?;
+        let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        ensure!(killed.success(), "kill {pid}");
+        host.start_daemon()?;
+        vm.is(InstanceState::Stopped).await?;
+        vm.start().await?;
+        vm.count(1).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_vmm_that_is_killed_stops_its_instance() {
+    story(async |host| {
+        let vm = host.boot("victim").await?;
+        let pid = vm.vmm_pid().await?.context("a VMM")?;
+        let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        ensure!(killed.success(), "kill {pid}");
+        vm.wait(InstanceState::Stopped).await?;
+        let told = vm.info().await?.exit_message.unwrap_or_default();
+        ensure!(told.contains("VMM"), "{told:?}");
+        vm.start().await?;
+        vm.count(1).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_daemon_that_is_asked_to_end_drains() {
+    story(async |host| {
+        let vm = host.boot("worker").await?;
+        let count = vm.count(5).await?;
+        // An operation that is under way when the signal comes is carried out.
+        let standby = host.hearth_command(&["standby", "worker"]).spawn()?;
+        let busy = async || Ok(vm.info().await?.busy.is_some() || vm.info().await?.state == InstanceState::Standby);
+        hearth_e2e::eventually("standby is under way", busy).await?;
+        host.end_daemon()?;
+        let output = standby.wait_with_output()?;
+        ensure!(output.status.success(), "standby ended with {}", output.status);
+        host.start_daemon()?;
+        vm.is(InstanceState::Standby).await?;
+        vm.restore().await?;
+        assert_eq!(vm.count(0).await?, count);
+        Ok(())
+    });
+}
+
+#[test]
+fn one_daemon_to_a_data_directory() {
+    story(async |host| {
+        let data = host.data().display().to_string();
+        let Cli { code, stderr, .. } = host.hearth(&["serve", "--data-dir", &data, "--listen", "127.0.0.1:0"])?;
+        ensure!(code != 0 && stderr.contains(&data), "{code}: {stderr}");
+        Ok(())
+    });
+}

@@ -1,0 +1,126 @@
+//! Commands in a guest.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use hearth_api::client::{ExecEvent, ExecSession};
+use hearth_api::exec::ExecRequest;
+use hearth_e2e::{eventually, finish, story};
+
+/// A request for a shell script.
+fn script(script: &str) -> ExecRequest {
+    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    ExecRequest { command, ..ExecRequest::default() }
+}
+
+/// Reads until the output so far holds a text.
+async fn until(session: &mut ExecSession, text: &str) -> Result<()> {
+    let mut seen = String::new();
+    while !seen.contains(text) {
+        match session.output.next().await? {
+            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+            ExecEvent::End(end) => bail!("it ended before it said {text:?}: {end:?}, having said {seen:?}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn input_goes_in_and_much_output_comes_out() {
+    story(async |host| {
+        let vm = host.boot("pipes").await?;
+        let much: Vec<u8> = (0..1_000_000_u32).flat_map(|n| (n % 251).to_le_bytes().into_iter().take(1)).collect();
+        let ran = vm.run_with(&["md5sum"], &much).await?;
+        assert_eq!(ran.stdout, vm.run_with(&["sh", "-c", "cat | md5sum"], &much).await?.stdout);
+        let back = vm.run_with(&["cat"], b"line\n".repeat(200_000).as_slice()).await?;
+        assert_eq!(back.stdout.len(), 1_000_000);
+        assert_eq!(vm.sh("head -c 3000000 /dev/zero | wc -c").await?, "3000000");
+        let ran = vm.run(&["head", "-c", "3000000", "/dev/zero"]).await?;
+        assert_eq!((ran.code, ran.stdout.len()), (0, 3_000_000));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_terminal_has_a_size_that_changes() {
+    story(async |host| {
+        let vm = host.boot("tty").await?;
+        let request = ExecRequest {
+            tty: true,
+            rows: Some(24),
+            cols: Some(80),
+            ..script("test -t 0 && stty size; read line; stty size; read line; exit 4")
+        };
+        let mut session = vm.exec(&request).await?;
+        until(&mut session, "24 80").await?;
+        session.input.resize(50, 132).await?;
+        session.input.write(b"\r").await?;
+        until(&mut session, "50 132").await?;
+        session.input.write(b"\r").await?;
+        assert_eq!(finish(session).await?.code, 4);
+
+        let mut session = vm.exec(&ExecRequest { tty: true, ..script("echo ready; sleep 100") }).await?;
+        until(&mut session, "ready").await?;
+        session.input.write(b"\x03").await?;
+        assert_eq!(finish(session).await?.code, 130, "control-C interrupts");
+        Ok(())
+    });
+}
+
+#[test]
+fn signals_reach_the_command() {
+    story(async |host| {
+        let vm = host.boot("signals").await?;
+        let trap = script("trap 'echo heard; exit 5' TERM; echo up; while :; do sleep 0.1; done");
+        let mut session = vm.exec(&trap).await?;
+        until(&mut session, "up").await?;
+        session.input.signal("TERM").await?;
+        let ran = finish(session).await?;
+        assert_eq!((ran.code, ran.stdout.as_str()), (5, "heard\n"));
+
+        let mut session = vm.exec(&script("echo up; exec sleep 100")).await?;
+        until(&mut session, "up").await?;
+        session.input.signal("KILL").await?;
+        assert_eq!(finish(session).await?.code, 137);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_ends_with_its_caller_or_its_time() {
+    story(async |host| {
+        let vm = host.boot("leaver").await?;
+        let mut session = vm.exec(&script("echo up; sleep 4321")).await?;
+        until(&mut session, "up").await?;
+        drop(session);
+        let gone = async || Ok(vm.run(&["pgrep", "-f", "sleep 4321"]).await?.code == 1);
+        eventually("what nobody listens to has ended", gone).await?;
+
+        let timed = std::time::Instant::now();
+        let ran = finish(vm.exec(&ExecRequest { timeout: Some(1), ..script("sleep 4321") }).await?).await?;
+        assert_ne!(ran.code, 0);
+        ensure!(timed.elapsed() < Duration::from_secs(20), "it ran for {:?}", timed.elapsed());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_runs_where_and_as_whom_it_is_told() {
+    story(async |host| {
+        let vm = host.boot("told").await?;
+        let request = ExecRequest {
+            cwd: Some("/home/app".into()),
+            user: Some("app".into()),
+            env: Some([("GREETING".to_owned(), "hello".to_owned())].into()),
+            ..script("echo $(id -u):$(id -g) $(pwd) $GREETING")
+        };
+        assert_eq!(finish(vm.exec(&request).await?).await?.stdout, "1000:1000 /home/app hello\n");
+
+        let ran = vm.run(&["no-such-program"]).await?;
+        assert_eq!(ran.code, 127);
+        ensure!(ran.error.as_deref().is_some_and(|error| error.contains("no-such-program")), "{ran:?}");
+        let ran = finish(vm.exec(&ExecRequest { cwd: Some("/nowhere".into()), ..script("true") }).await?).await?;
+        ensure!(ran.code != 0 && ran.error.as_deref().is_some_and(|error| error.contains("/nowhere")), "{ran:?}");
+        Ok(())
+    });
+}

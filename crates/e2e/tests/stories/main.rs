@@ -1,0 +1,16 @@
+//! Stories on real VMs: what a user does, and what must come of it.
+//!
+//! One file for each chapter, one test for each story. What a story needs around it is in the
+//! crate's library; see `docs/testing.md` for how to run them and how to read a failure.
+
+mod bad_hosts;
+mod bad_images;
+mod bad_requests;
+mod boot;
+mod command_line;
+mod daemon;
+mod exec;
+mod fork;
+mod full_disk;
+mod snapshots;
+mod standby;

@@ -1,0 +1,120 @@
+//! Snapshots: a state that stays, whatever becomes of the instance that it was of.
+
+use anyhow::ensure;
+use hearth_api::Tags;
+use hearth_api::instances::InstanceState;
+use hearth_api::snapshots::{CreateSnapshot, ListSnapshots, SnapshotKind};
+use hearth_e2e::{refused, story};
+
+#[test]
+fn a_snapshot_is_made_listed_and_removed() {
+    story(async |host| {
+        let vm = host.boot("web").await?;
+        let tags: Tags = [("team".to_owned(), "red".to_owned())].into();
+        let request =
+            CreateSnapshot { kind: SnapshotKind::Standby, name: Some("one".into()), tags: Some(tags.clone()) };
+        let made = host.client().create_snapshot("web", &request).await?;
+        vm.is(InstanceState::Running).await?;
+        assert_eq!(
+            (made.name.as_deref(), made.kind, made.source_instance_name.as_str()),
+            (Some("one"), SnapshotKind::Standby, "web")
+        );
+        ensure!(made.size_bytes > 1 << 20, "{made:?}");
+        assert_eq!(host.client().snapshot(&made.id).await?.id, made.id);
+        assert_eq!(host.client().snapshot("one").await?.id, made.id);
+
+        let other = vm.snapshot("two").await?;
+        let list = async |query: ListSnapshots, tags: &Tags| -> anyhow::Result<Vec<String>> {
+            Ok(host.client().snapshots(&query, tags).await?.into_iter().map(|snapshot| snapshot.id).collect())
+        };
+        assert_eq!(list(ListSnapshots::default(), &Tags::new()).await?.len(), 2);
+        assert_eq!(list(ListSnapshots::default(), &tags).await?, std::slice::from_ref(&made.id));
+        let named = ListSnapshots { name: Some("two".into()), ..ListSnapshots::default() };
+        assert_eq!(list(named, &Tags::new()).await?, [other.id]);
+        let stopped = ListSnapshots { kind: Some(SnapshotKind::Stopped), ..ListSnapshots::default() };
+        assert!(list(stopped, &Tags::new()).await?.is_empty());
+
+        host.client().delete_snapshot("one").await?;
+        refused(host.client().snapshot(&made.id).await).is(404, "not_found").says(&made.id);
+        ensure!(!host.data().join("snapshots").join(&made.id).exists(), "its bundle is still there");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_instance_goes_back_to_its_snapshot() {
+    story(async |host| {
+        let vm = host.boot("web").await?;
+        let then = vm.count(5).await?;
+        vm.sh("echo then > /root/file").await?;
+        vm.snapshot("then").await?;
+        vm.count(5).await?;
+        vm.sh("echo later > /root/file; echo new > /root/new").await?;
+        refused(host.client().restore_snapshot("web", "then", &Default::default()).await)
+            .is(409, "wrong_state")
+            .says("web")
+            .advises("standby");
+
+        vm.standby().await?;
+        vm.revert("then").await?;
+        vm.is(InstanceState::Running).await?;
+        assert_eq!(vm.count(0).await?, then);
+        assert_eq!(vm.sh("cat /root/file; ls /root").await?, "then\nfile");
+        // And once more, from stopped: the snapshot is as it was.
+        vm.count(1).await?;
+        vm.stop().await?;
+        vm.revert("then").await?;
+        assert_eq!(vm.count(0).await?, then);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_snapshot_of_a_stopped_instance_is_its_disk() {
+    story(async |host| {
+        let vm = host.boot("web").await?;
+        vm.sh("echo then > /root/file").await?;
+        vm.stop().await?;
+        let request = CreateSnapshot { kind: SnapshotKind::Stopped, name: Some("cold".into()), tags: None };
+        let cold = host.client().create_snapshot("web", &request).await?;
+        vm.start().await?;
+        vm.sh("echo later > /root/file").await?;
+        vm.stop().await?;
+        vm.revert("cold").await?;
+        vm.is(InstanceState::Stopped).await?;
+        let warm = CreateSnapshot { kind: SnapshotKind::Standby, name: None, tags: None };
+        refused(host.client().create_snapshot("web", &warm).await).is(409, "wrong_state").says("web");
+        vm.start().await?;
+        assert_eq!(vm.sh("cat /root/file").await?, "then");
+        assert_eq!(cold.kind, SnapshotKind::Stopped);
+        Ok(())
+    });
+}
+
+#[test]
+fn forks_outlive_all_that_they_came_from() {
+    story(async |host| {
+        let base = host.boot("base").await?;
+        base.count(5).await?;
+        let snapshot = base.snapshot("seed").await?;
+        let forks = host.fork_snapshot("seed", "fork", 3).await?;
+        host.client().delete_snapshot(&snapshot.id).await?;
+        host.client().delete_image("counter:1").await?;
+        base.delete().await?;
+        assert_eq!(host.traces().images, Vec::<String>::new());
+
+        for fork in &forks {
+            assert_eq!(fork.count(1).await?.count, 6);
+            fork.standby().await?;
+        }
+        for fork in &forks {
+            fork.restore().await?;
+            assert_eq!(fork.count(1).await?.count, 7);
+            fork.sh("md5sum /bin/busybox").await?;
+        }
+        forks[0].stop().await?;
+        forks[0].start().await?;
+        assert_eq!(forks[0].count(1).await?.count, 1);
+        Ok(())
+    });
+}
