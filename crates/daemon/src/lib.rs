@@ -1,1 +1,34 @@
-//! (see ARCHITECTURE.md)
+//! The daemon: everything assembled.
+//!
+//! In: configuration and HTTP requests. Out: instances. One driver task owns each instance
+//! (`driver`), a request is admitted at once by a pure table (`hearth_model::admit`), run as an
+//! operation (`ops/`, one file per verb) and published on a watch that every reader reads.
+
+mod agents;
+mod auth;
+mod clock;
+mod config;
+mod doctor;
+mod driver;
+mod error;
+mod handle;
+mod host;
+mod http;
+mod images;
+mod ops;
+mod paths;
+mod pins;
+mod recover;
+mod registry;
+mod resources;
+mod run;
+mod serve;
+mod settle;
+
+pub use config::{Config, ConfigError, ServeOptions};
+pub use doctor::{Check, DoctorOptions, Verdict, doctor};
+pub use error::OpError;
+pub use serve::{ServeError, serve};
+
+/// The guest's binary, built by this crate's build script.
+pub(crate) static AGENT: &[u8] = include_bytes!(env!("HEARTH_AGENT_PATH"));

@@ -1,0 +1,201 @@
+//! `hearth doctor`: one line for each thing that Hearth needs of its host, with the remedy.
+//!
+//! Works without a daemon. With `fix` it installs what Debian has; everything else is only said.
+
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use hearth_model::runtime::Accel;
+
+use crate::config::{Config, ServeOptions};
+
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct DoctorOptions {
+    /// As for `serve`.
+    pub config: Option<PathBuf>,
+    /// As for `serve`.
+    pub data_dir: Option<PathBuf>,
+    /// Install what is missing, where Debian has it.
+    pub fix: bool,
+}
+
+/// How one check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, slower or with less.
+    Warn,
+    /// Something will not work.
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found, and how.
+    pub detail: String,
+    /// What to do, if anything.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn new(name: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict, detail: detail.into(), remedy: None }
+    }
+
+    fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+/// Debian packages, and a program by which each is known to be there.
+const TOOLS: [(&str, &str, Verdict, &str); 2] = [
+    ("mkfs.ext4", "e2fsprogs", Verdict::Fail, "makes the writable layer of instances"),
+    ("qemu-system-x86_64", "qemu-system-x86", Verdict::Fail, "runs instances"),
+];
+
+/// Looks at everything; with `fix`, after installing what is missing. `progress` gets a line for
+/// each thing that takes a while.
+pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Sync + 'static) -> Vec<Check> {
+    let serve = ServeOptions { config: options.config.clone(), data_dir: options.data_dir.clone(), listen: None };
+    let config = match Config::load(&serve) {
+        Ok(config) => config,
+        Err(error) => {
+            return vec![
+                Check::new("configuration", Verdict::Fail, hearth_model::error::chain(&error))
+                    .remedy("correct the file or the variable that it names"),
+            ];
+        }
+    };
+    let mut checks = vec![Check::new("configuration", Verdict::Ok, format!("data in {}", config.data_dir.display()))];
+    if options.fix {
+        let for_fix = config.clone();
+        let fixed = tokio::task::spawn_blocking(move || fix(&for_fix, &progress)).await;
+        checks.extend(fixed.unwrap_or_default());
+    }
+
+    let vmms = crate::serve::probe(&config).await;
+    for probe in &vmms.probes {
+        let version = probe.version.as_deref().unwrap_or("unknown version");
+        checks.push(if probe.available {
+            Check::new(probe.backend.to_string(), Verdict::Ok, format!("{version}: {}", probe.why))
+        } else {
+            Check::new(probe.backend.to_string(), Verdict::Fail, probe.why.clone())
+                .remedy("`hearth doctor --fix`, or set qemu.path")
+        });
+    }
+    checks.push(match vmms.accel {
+        Accel::Kvm => Check::new("KVM", Verdict::Ok, vmms.accel_why),
+        Accel::Tcg => Check::new("KVM", Verdict::Warn, format!("{}; guests are translated (TCG)", vmms.accel_why))
+            .remedy("for speed, use a host with hardware virtualisation"),
+    });
+    checks.push(kernel(&config));
+    checks.extend(TOOLS.iter().map(|(tool, package, missing, what_for)| match which(tool) {
+        Some(path) => Check::new(*tool, Verdict::Ok, path.display().to_string()),
+        None => Check::new(*tool, *missing, format!("not found; it {what_for}"))
+            .remedy(format!("`hearth doctor --fix`, or install the package {package}")),
+    }));
+    checks.push(data_dir(&config.data_dir));
+    checks.push(privileges());
+    checks.push(port(&config));
+    checks
+}
+
+fn kernel_dir(config: &Config) -> PathBuf {
+    config.kernel.dir.clone().unwrap_or_else(|| crate::paths::DataDir::new(config.data_dir.clone()).kernel())
+}
+
+fn kernel(config: &Config) -> Check {
+    let dir = kernel_dir(config);
+    match hearth_kernel::find(&dir) {
+        Ok(kernel) => {
+            Check::new("guest kernel", Verdict::Ok, format!("{} ({})", kernel.vmlinuz.display(), kernel.version))
+        }
+        Err(error) => Check::new("guest kernel", Verdict::Fail, hearth_model::error::chain(&error))
+            .remedy("`hearth doctor --fix` unpacks Debian's, or set kernel.dir"),
+    }
+}
+
+fn data_dir(dir: &Path) -> Check {
+    // The directory may not be there yet: then its nearest parent is what counts.
+    let Some(there) = dir.ancestors().find(|path| path.is_dir()) else {
+        return Check::new("data directory", Verdict::Fail, format!("{}: no parent exists", dir.display()));
+    };
+    let space = match hearth_disk::free_space(there) {
+        Ok(space) => format!("{} free", hearth_model::ByteSize(space.free)),
+        Err(error) => hearth_model::error::chain(&error),
+    };
+    match hearth_disk::reflink_supported(there) {
+        Ok(true) => Check::new("data directory", Verdict::Ok, format!("{}: {space}, reflink", dir.display())),
+        Ok(false) => {
+            Check::new("data directory", Verdict::Warn, format!("{}: {space}, no reflink: clones are copies", dir.display()))
+                .remedy("put it on XFS or Btrfs, where a clone of a disk takes no time and no space")
+        }
+        Err(error) => Check::new(
+            "data directory",
+            Verdict::Fail,
+            format!("{}: {}", dir.display(), hearth_model::error::chain(&error)),
+        )
+        .remedy("make it writable, or choose another with --data-dir"),
+    }
+}
+
+fn privileges() -> Check {
+    if rustix::process::geteuid().is_root() {
+        Check::new("privileges", Verdict::Ok, "root")
+    } else {
+        Check::new("privileges", Verdict::Warn, "not root: images cannot be imported with their owners")
+            .remedy("run `hearth serve` as root")
+    }
+}
+
+fn port(config: &Config) -> Check {
+    match TcpListener::bind(config.listen) {
+        Ok(_) => Check::new("port", Verdict::Ok, format!("{} is free", config.listen)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Check::new(
+            "port",
+            Verdict::Warn,
+            format!("{} is in use: a daemon runs, or something else listens there", config.listen),
+        )
+        .remedy("`hearth ps` tells whether it is a daemon; another port: --listen or the config key listen"),
+        Err(error) => Check::new("port", Verdict::Fail, format!("{}: {error}", config.listen))
+            .remedy("choose another address: --listen or the config key listen"),
+    }
+}
+
+/// Installs the packages and the kernel that are missing; returns what failed.
+fn fix(config: &Config, progress: &(impl Fn(&str) + Send)) -> Vec<Check> {
+    let mut failed = Vec::new();
+    let missing: Vec<&str> =
+        TOOLS.iter().filter(|(tool, ..)| which(tool).is_none()).map(|(_, package, ..)| *package).collect();
+    if !missing.is_empty()
+        && let Err(error) = hearth_kernel::install_packages(&missing, &mut |line| progress(line))
+    {
+        failed.push(Check::new("fix: packages", Verdict::Fail, hearth_model::error::chain(&error)));
+    }
+    let dir = kernel_dir(config);
+    if hearth_kernel::find(&dir).is_err()
+        && let Err(error) = hearth_kernel::install_debian(&dir, &mut |line| progress(line))
+    {
+        failed.push(Check::new("fix: guest kernel", Verdict::Fail, hearth_model::error::chain(&error)));
+    }
+    failed
+}
+
+/// The program of that name on PATH, or where Debian keeps administrators' programs.
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+}

@@ -1,0 +1,386 @@
+//! The driver: one task that owns one instance and is the only writer of its record.
+//!
+//! ```text
+//!   request ──► [job] ─► record busy ─► operation (its own task) ─► record, timeline ─► view
+//!   VMM exited ─────────────────────────────────────────────────────► record stopped ─► view
+//!   agent says "program exited" ────────────────────────────────────► record         ─► view
+//! ```
+//! A bug in an operation fails that instance; the driver lives on.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use hearth_agent_client::{Event, EventReceiver};
+use hearth_model::{ErrorKind, InstanceState, Op, Phase};
+use hearth_store::{InstanceRecord, ProgramExit, SnapshotRecord};
+use hearth_vmm::Exit;
+use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::agents;
+use crate::clock::now_ms;
+use crate::error::OpError;
+use crate::handle::{Done, InstanceHandle, Job, Request};
+use crate::host::{Host, end_vmm, recorded_seat};
+use crate::ops::{self, Born, Live, Outcome, Subject};
+use crate::registry::Registry;
+use crate::run::{Run, blocking};
+
+/// How often a lost agent connection is tried again before the next request must ask.
+const REACH_TRIES: usize = 3;
+
+#[derive(Debug)]
+pub(crate) struct Driver {
+    host: Arc<Host>,
+    registry: Registry,
+    handle: InstanceHandle,
+    /// The record as it is stored.
+    record: InstanceRecord,
+    running: Option<Running>,
+}
+
+/// What a driver watches of a running instance.
+#[derive(Debug)]
+struct Running {
+    live: Live,
+    events: Option<EventReceiver>,
+    exited: watch::Receiver<Option<Arc<Exit>>>,
+}
+
+enum Happened {
+    Job(Option<Job>),
+    VmmExited(Arc<Exit>),
+    Agent(Option<Event>),
+}
+
+impl Driver {
+    /// Starts a driver; `born` is the VMM of an instance that runs already.
+    pub(crate) fn spawn(
+        host: Arc<Host>,
+        registry: Registry,
+        handle: InstanceHandle,
+        record: InstanceRecord,
+        born: Option<(Live, Option<EventReceiver>)>,
+        jobs: mpsc::UnboundedReceiver<Job>,
+    ) {
+        let span = info_span!("instance", id = %record.id, name = %record.spec.name);
+        let mut driver = Self { host, registry, handle, record, running: None };
+        if let Some((live, events)) = born {
+            driver.watch(live, events);
+        }
+        tokio::spawn(driver.run(jobs).instrument(span));
+    }
+
+    async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
+        loop {
+            match self.next(&mut jobs).await {
+                Happened::Job(None) => return,
+                Happened::Job(Some(job)) => {
+                    if self.work(job).await {
+                        return;
+                    }
+                }
+                Happened::VmmExited(exit) => self.vmm_exited(&exit).await,
+                Happened::Agent(Some(event)) => self.agent_said(event),
+                Happened::Agent(None) => self.agent_lost().await,
+            }
+        }
+    }
+
+    async fn next(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Happened {
+        let Some(running) = &mut self.running else { return Happened::Job(jobs.recv().await) };
+        let (exited, events) = (&mut running.exited, &mut running.events);
+        tokio::select! {
+            // What the guest said before its VMM ended is heard first; the end before new work.
+            biased;
+            event = async { match events { Some(events) => events.next().await, None => std::future::pending().await } } =>
+                Happened::Agent(event),
+            exit = exited.wait_for(Option::is_some) => match exit {
+                Ok(exit) => exit.clone().map_or(Happened::Agent(None), Happened::VmmExited),
+                Err(_) => Happened::Agent(None),
+            },
+            job = jobs.recv() => Happened::Job(job),
+        }
+    }
+
+    /// Carries out one job; true when the instance is no more.
+    async fn work(&mut self, Job { request, from, reply }: Job) -> bool {
+        let op = request.op();
+        // The record says what is under way before the host is touched.
+        self.record.phase = Phase::Busy { op, from: from.clone() };
+        if let Err(error) = self.host.store.update_instance(&self.record) {
+            self.record.phase = Phase::Resting(from);
+            self.publish();
+            drop(reply.send(Err(OpError::from_kind(&error))));
+            return false;
+        }
+
+        let (result, record, steps) = self.operate(op, request).await;
+        let (timeline, leaks) = match steps {
+            Some(mut steps) => {
+                let leaks = std::mem::take(&mut steps.leaks);
+                (Some(steps.timeline(&self.record.id, now_ms(), result.as_ref().err())), leaks)
+            }
+            None => (None, vec!["the operation ended early".to_owned()]),
+        };
+        let gone = match &result {
+            Ok((Outcome::Gone, _)) => leaks.is_empty(),
+            // Nothing of a creation that failed and was undone stays.
+            Err(error) => matches!(op, Op::Create | Op::Fork) && error.left_behind.is_empty(),
+            Ok(_) => false,
+        };
+        let done = self.conclude(op, from, result, record, leaks, gone).await;
+        if let Some(timeline) = timeline.filter(|_| !gone) {
+            if let Err(error) = self.host.store.append_timeline(&timeline) {
+                warn!(%error, "timeline not stored");
+            }
+            self.log(&timeline);
+        }
+        drop(reply.send(done));
+        gone
+    }
+
+    /// Runs the operation in a task of its own.
+    async fn operate(
+        &mut self,
+        op: Op,
+        request: Request,
+    ) -> (Result<(Outcome, Option<SnapshotRecord>), OpError>, InstanceRecord, Option<crate::run::Steps>) {
+        let host = Arc::clone(&self.host);
+        let mut subject = Subject {
+            record: self.record.clone(),
+            dir: self.handle.dir(),
+            live: self.running.as_ref().map(|running| running.live.clone()),
+        };
+        let task = tokio::spawn(
+            async move {
+                let mut run = Run::new(op, &host);
+                let result = ops::carry_out(&host, &mut subject, request, &mut run).await;
+                let (result, steps) = run.settle(result).await;
+                (result, subject.record, steps)
+            }
+            .instrument(info_span!("op", %op)),
+        );
+        match task.await {
+            Ok((result, record, steps)) => (result, record, Some(steps)),
+            Err(panic) => {
+                let error = OpError::new(ErrorKind::Internal, format!("{op} ended early: {panic}"));
+                (Err(error), self.record.clone(), None)
+            }
+        }
+    }
+
+    /// Stores and publishes what an operation led to.
+    async fn conclude(
+        &mut self,
+        op: Op,
+        from: InstanceState,
+        result: Result<(Outcome, Option<SnapshotRecord>), OpError>,
+        record: InstanceRecord,
+        leaks: Vec<String>,
+        gone: bool,
+    ) -> Result<Done, OpError> {
+        let dropped = match &from {
+            InstanceState::Standby { snapshot } => Some(snapshot.clone()),
+            InstanceState::Stopped | InstanceState::Running | InstanceState::Failed { .. } => None,
+        };
+        let before = from.clone();
+        let (state, done) = match result {
+            Ok((outcome, snapshot)) => {
+                self.record = record;
+                let state = match outcome {
+                    Outcome::Running(Born { live, events }) => {
+                        self.watch(live, Some(events));
+                        InstanceState::Running
+                    }
+                    Outcome::StillRunning => InstanceState::Running,
+                    Outcome::Rests(state) => {
+                        self.unwatch();
+                        state
+                    }
+                    Outcome::Gone => {
+                        self.unwatch();
+                        InstanceState::Stopped
+                    }
+                };
+                (state, Ok(snapshot.map_or(Done::Instance, |record| Done::Snapshot(Box::new(record)))))
+            }
+            Err(error) => {
+                let expected = matches!(error.kind, ErrorKind::Invalid | ErrorKind::WrongState | ErrorKind::NotFound);
+                if expected {
+                    info!(%op, %error, "operation refused");
+                } else {
+                    error!(%op, %error, "operation failed");
+                }
+                let state = if error.left_behind.is_empty() {
+                    from
+                } else {
+                    InstanceState::Failed { reason: error.chain() }
+                };
+                let error = if error.resource.is_none() {
+                    error.about("instance", self.record.spec.name.as_str())
+                } else {
+                    error
+                };
+                (state, Err(error))
+            }
+        };
+        let state = if leaks.is_empty() {
+            state
+        } else {
+            let reason = format!("{op}: left behind: {}", leaks.join(", "));
+            error!(%op, %reason, "the host was not left as it should be");
+            InstanceState::Failed { reason }
+        };
+
+        if gone {
+            self.forget();
+        } else {
+            self.rest(state.clone());
+        }
+        if let (InstanceState::Standby { snapshot }, false) = (&state, gone) {
+            self.host.settler.later(snapshot);
+        }
+        if let Ok(Done::Snapshot(snapshot)) = &done
+            && !snapshot.internal
+        {
+            self.host.settler.later(&snapshot.id);
+        }
+        // The bundle that standby memory was in goes once no record points to it.
+        if let Some(snapshot) = dropped
+            && (gone || (state != before && !matches!(state, InstanceState::Failed { .. })))
+        {
+            self.registry.drop_snapshot_later(snapshot);
+        }
+        done
+    }
+
+    /// Rests in a state: the record first, then the view.
+    fn rest(&mut self, state: InstanceState) {
+        self.record.phases.enter(state.name(), now_ms());
+        self.record.phase = Phase::Resting(state);
+        self.store();
+        self.publish();
+    }
+
+    fn store(&self) {
+        if let Err(error) = self.host.store.update_instance(&self.record) {
+            error!(%error, "the record could not be stored");
+        }
+    }
+
+    fn publish(&self) {
+        let record = Arc::new(self.record.clone());
+        self.handle.publish(|view| {
+            view.record = record;
+            view.busy_since_ms = None;
+        });
+    }
+
+    fn forget(&mut self) {
+        self.unwatch();
+        if let Err(error) = self.host.store.remove_instance(&self.record.id) {
+            error!(%error, "the record could not be removed");
+        }
+        self.registry.forget(self.handle.id());
+        self.handle.publish(|view| {
+            view.gone = true;
+            view.busy_since_ms = None;
+        });
+    }
+
+    fn watch(&mut self, live: Live, events: Option<EventReceiver>) {
+        let (sender, exited) = watch::channel(None);
+        let exit = live.vmm.exited();
+        tokio::spawn(async move {
+            let exit = exit.await;
+            // Nobody listens any more when the instance was stopped: then there is nothing to say.
+            sender.send(Some(Arc::new(exit))).ok();
+        });
+        self.handle.publish_agent(live.agent.clone());
+        self.running = Some(Running { live, events, exited });
+    }
+
+    fn unwatch(&mut self) {
+        if let Some(mut running) = self.running.take()
+            && let Some(events) = &mut running.events
+        {
+            while let Some(Some(event)) = events.next().now_or_never() {
+                self.note_exit(&event);
+            }
+        }
+        self.handle.publish_agent(None);
+    }
+
+    fn agent_said(&mut self, event: Event) {
+        if self.note_exit(&event) {
+            self.store();
+            self.publish();
+        }
+    }
+
+    /// Takes the program's end into the record; true if that was the event.
+    fn note_exit(&mut self, event: &Event) -> bool {
+        let Some((code, message)) = agents::program_exit(event) else { return false };
+        info!(code, message, "program ended");
+        self.record.exit = Some(ProgramExit { code, message });
+        true
+    }
+
+    /// The connection to the agent ended while the VMM may run on: reach it anew.
+    async fn agent_lost(&mut self) {
+        self.handle.publish_agent(None);
+        let Some(running) = &mut self.running else { return };
+        running.events = None;
+        running.live.agent = None;
+        for _ in 0..REACH_TRIES {
+            if running.exited.borrow().is_some() {
+                return;
+            }
+            match agents::meet(&running.live.vmm, self.host.config.timeouts.agent()).await {
+                Ok((agent, events)) => {
+                    running.live.agent = Some(agent.clone());
+                    running.events = Some(events);
+                    self.handle.publish_agent(Some(agent));
+                    return;
+                }
+                Err(error) => warn!(%error, "the agent is not reached"),
+            }
+        }
+    }
+
+    /// The VMM ended by itself: the guest powered off, or it crashed.
+    async fn vmm_exited(&mut self, exit: &Exit) {
+        let exit = agents::exit_text(exit);
+        info!(exit, program = ?self.record.exit, "VMM ended");
+        self.unwatch();
+        if self.record.exit.is_none() {
+            self.record.exit = Some(ProgramExit { code: -1, message: format!("the VMM ended: {exit}") });
+        }
+        let dir = self.handle.dir();
+        let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
+        let cleaned = end_vmm(Arc::clone(&self.host), dir, recorded_seat(&self.record)).await;
+        let removed = blocking(move || files.iter().try_for_each(|file| hearth_disk::remove(file))).await;
+        self.record.seat = None;
+        self.record.stopped_at_ms = Some(now_ms());
+        self.rest(match cleaned.and(removed) {
+            Ok(()) => InstanceState::Stopped,
+            Err(error) => InstanceState::Failed { reason: error.chain() },
+        });
+    }
+
+    /// One line for the instance's own log.
+    fn log(&self, timeline: &hearth_store::TimelineRecord) {
+        let when = jiff::Timestamp::from_millisecond(timeline.at_ms).unwrap_or_default();
+        let ms = timeline.total_us / 1000;
+        let line = match &timeline.error {
+            None => format!("{when} {} done in {ms} ms\n", timeline.op),
+            Some(error) => format!("{when} {} failed after {ms} ms: {error}\n", timeline.op),
+        };
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(self.handle.dir().hearth_log());
+        if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+            warn!(%error, "the instance's log could not be written");
+        }
+    }
+}

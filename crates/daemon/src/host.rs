@@ -1,0 +1,195 @@
+//! The host as operations see it: adapters, directories and limits, in one place.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hearth_model::runtime::Accel;
+use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec};
+use hearth_snapshot::{CpuFingerprint, HostFacts};
+use hearth_store::{InstanceRecord, Store};
+use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Loaded, Machine, SavedState, Seat, Vmm};
+use tokio::sync::OnceCell;
+
+use crate::config::Config;
+use crate::error::OpError;
+use crate::ops::faults::Faults;
+use crate::paths::{DataDir, InstanceDir};
+use crate::pins::Pins;
+use crate::run::blocking;
+use crate::settle::Settler;
+
+/// Everything an operation may touch.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) config: Config,
+    pub(crate) data: DataDir,
+    pub(crate) store: Store,
+    pub(crate) pins: Pins,
+    pub(crate) vmms: Vmms,
+    pub(crate) settler: Settler,
+    boot_files: OnceCell<BootFiles>,
+    cpu: CpuFingerprint,
+    kernel_release: String,
+    pub(crate) faults: Faults,
+}
+
+/// Which VMMs there are, and how they run guests.
+#[derive(Debug)]
+pub(crate) struct Vmms {
+    pub(crate) accel: Accel,
+    /// How that was found out.
+    pub(crate) accel_why: String,
+    pub(crate) probes: Vec<BackendProbe>,
+    pub(crate) launcher: Launcher,
+}
+
+/// What a guest boots from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BootFiles {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+}
+
+impl Host {
+    pub(crate) fn new(config: Config, data: DataDir, store: Store, vmms: Vmms) -> std::io::Result<Arc<Self>> {
+        let pins = Pins::default();
+        let settler = Settler::start(data.snapshots(), pins.clone())?;
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
+        Ok(Arc::new(Self {
+            cpu: CpuFingerprint::from_cpuinfo(&cpuinfo),
+            kernel_release,
+            config,
+            data,
+            store,
+            pins,
+            settler,
+            vmms,
+            boot_files: OnceCell::new(),
+            faults: Faults::default(),
+        }))
+    }
+
+    /// Kernel and initrd; looked for when first needed, so that a daemon starts without them.
+    pub(crate) async fn boot_files(&self) -> Result<BootFiles, OpError> {
+        #[cfg(feature = "fake")]
+        if let Launcher::Fake(_) = self.vmms.launcher {
+            return Ok(BootFiles { kernel: "vmlinuz".into(), initrd: "initrd".into() });
+        }
+        let files = self.boot_files.get_or_try_init(|| async {
+            let kernel_dir = self.config.kernel.dir.clone().unwrap_or_else(|| self.data.kernel());
+            let initrds = self.data.initrds();
+            blocking(move || {
+                let kernel = hearth_kernel::find(&kernel_dir)?;
+                let initrd = hearth_kernel::ensure_initrd(&kernel, crate::AGENT, &initrds)?;
+                // The ELF inside boots faster than the bzImage: nothing is left to decompress.
+                let kernel = hearth_kernel::ensure_vmlinux(&kernel, &initrds)?;
+                Ok::<_, hearth_kernel::KernelError>(BootFiles { kernel, initrd })
+            })
+            .await
+        });
+        files.await.cloned()
+    }
+
+    /// The backend to use when none is asked for.
+    pub(crate) fn default_backend(&self) -> Backend {
+        self.config.defaults.hypervisor
+    }
+
+    /// Refuses a backend that this host cannot run, with the reason.
+    pub(crate) fn check_backend(&self, backend: Backend) -> Result<(), OpError> {
+        let Some(probe) = self.vmms.probes.iter().find(|p| p.backend == backend) else {
+            return Err(OpError::new(ErrorKind::Unsupported, format!("hypervisor {backend} was not probed")));
+        };
+        if probe.available {
+            return Ok(());
+        }
+        Err(OpError::new(ErrorKind::Unsupported, format!("hypervisor {backend} cannot be used here: {}", probe.why))
+            .hinted("`hearth doctor --fix` installs what is missing"))
+    }
+
+    /// What this host would load a bundle of that backend with.
+    pub(crate) fn facts(&self, backend: Backend) -> HostFacts {
+        HostFacts {
+            backend,
+            vmm_version: self.probe(backend).and_then(|probe| probe.version.clone()),
+            accel: self.vmms.accel,
+            cpu: self.cpu.clone(),
+            memory: ByteSize(crate::resources::capacity(self.data.root()).memory),
+        }
+    }
+
+    /// The host kernel's release, as `uname -r` says.
+    pub(crate) fn kernel_release(&self) -> &str {
+        &self.kernel_release
+    }
+
+    pub(crate) fn probe(&self, backend: Backend) -> Option<&BackendProbe> {
+        self.vmms.probes.iter().find(|p| p.backend == backend)
+    }
+
+    /// Boots a guest in its directory; its vCPUs run when this returns.
+    pub(crate) async fn boot(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<Vmm, OpError> {
+        let launch = self.launch_spec(dir, spec).await?;
+        Ok(self.vmms.launcher.boot(&launch).await?)
+    }
+
+    /// Loads a saved guest in its directory.
+    pub(crate) async fn load(
+        &self,
+        dir: &InstanceDir,
+        spec: &InstanceSpec,
+        from: &SavedState,
+    ) -> Result<Loaded, OpError> {
+        let launch = self.launch_spec(dir, spec).await?;
+        Ok(self.vmms.launcher.load(&launch, from).await?)
+    }
+
+    /// Takes over the VMM that a seat names; `None` if it is not there.
+    pub(crate) async fn adopt(&self, seat: &Seat) -> Result<Option<Vmm>, OpError> {
+        match self.vmms.launcher.adopt(seat).await? {
+            Adopted::Alive(vmm) => Ok(Some(vmm)),
+            Adopted::Gone => Ok(None),
+        }
+    }
+
+    /// The machine a specification means here.
+    pub(crate) fn machine(&self, spec: &InstanceSpec, files: BootFiles) -> Machine {
+        Machine {
+            backend: spec.backend,
+            accel: self.vmms.accel,
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            kernel: files.kernel,
+            initrd: files.initrd,
+            network: spec.network,
+        }
+    }
+
+    async fn launch_spec(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<LaunchSpec, OpError> {
+        let files = self.boot_files().await?;
+        Ok(LaunchSpec {
+            dir: dir.path().to_owned(),
+            qemu: self.config.qemu.path.clone(),
+            machine: self.machine(spec, files),
+        })
+    }
+}
+
+/// Ends whatever VMM runs in a directory and removes its sockets. Nothing there is success.
+///
+/// Takes the host by value so that it can be said as an undo before the step.
+pub(crate) async fn end_vmm(host: Arc<Host>, dir: InstanceDir, seat: Option<Seat>) -> Result<(), OpError> {
+    Ok(host.vmms.launcher.clean_up(dir.path(), seat.as_ref()).await?)
+}
+
+/// The seat that a record holds.
+pub(crate) fn recorded_seat(record: &InstanceRecord) -> Option<Seat> {
+    let seat = record.seat.clone()?;
+    serde_json::from_value(seat).ok()
+}
+
+/// A VMM's seat, as a record holds it.
+pub(crate) fn seat_value(vmm: &Vmm) -> Option<serde_json::Value> {
+    serde_json::to_value(vmm.seat()).ok()
+}

@@ -1,0 +1,146 @@
+//! The verbs: one file each, read once from top to bottom.
+//!
+//! A step's undo is said before the step. No verb calls another; what several share are plain
+//! functions here (`boot`, `bring_back`, `bundle`).
+
+use hearth_agent_client::{Agent, EventReceiver};
+use hearth_model::{InstanceId, InstanceName, InstanceState};
+use hearth_store::{InstanceRecord, SnapshotKind, SnapshotRecord};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::OpError;
+use crate::handle::Request;
+use crate::host::Host;
+use crate::paths::InstanceDir;
+use crate::pins::Pin;
+use crate::run::Run;
+
+pub(crate) mod boot;
+pub(crate) mod bring_back;
+pub(crate) mod bundle;
+mod create;
+mod delete;
+mod files;
+mod fork;
+mod restore;
+mod revert;
+mod snapshot;
+mod standby;
+mod start;
+mod stop;
+
+pub(crate) mod faults;
+#[cfg(all(test, feature = "fake"))]
+mod tests;
+
+/// A VMM and the agent in its guest.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) vmm: Arc<hearth_vmm::Vmm>,
+    pub(crate) agent: Option<Agent>,
+}
+
+/// What an operation works on: a working copy of the record, stored if it succeeds.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) record: InstanceRecord,
+    pub(crate) dir: InstanceDir,
+    /// Its VMM, if it has one.
+    pub(crate) live: Option<Live>,
+}
+
+impl Subject {
+    pub(crate) fn id(&self) -> &InstanceId {
+        &self.record.id
+    }
+
+    /// Its VMM; an error if the record said there is one and there is none.
+    pub(crate) fn live(&self) -> Result<Live, OpError> {
+        self.live.clone().ok_or_else(|| {
+            OpError::new(
+                hearth_model::ErrorKind::VmmFailed,
+                format!("instance {} has no VMM any more", self.record.spec.name),
+            )
+        })
+    }
+}
+
+/// Where an operation led.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A new VMM runs.
+    Running(Born),
+    /// The VMM from before runs on.
+    StillRunning,
+    /// It rests without a VMM.
+    Rests(InstanceState),
+    /// It is no more.
+    Gone,
+}
+
+/// A VMM that has come up, and its guest's events from here on.
+#[derive(Debug)]
+pub(crate) struct Born {
+    pub(crate) live: Live,
+    pub(crate) events: EventReceiver,
+}
+
+/// Make an instance of a snapshot.
+#[derive(Debug)]
+pub(crate) struct ForkPlan {
+    /// The snapshot, kept from removal until the fork holds its own links.
+    pub(crate) source: Pin,
+    /// Where the fork shall rest.
+    pub(crate) target: Target,
+}
+
+/// Where a fork or a revert shall rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Running,
+    Standby,
+    Stopped,
+}
+
+/// Save a copy of an instance.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotPlan {
+    pub(crate) name: Option<InstanceName>,
+    pub(crate) tags: BTreeMap<String, String>,
+    /// With memory, or disks alone.
+    pub(crate) kind: SnapshotKind,
+    /// Made for a fork, and removed after it.
+    pub(crate) internal: bool,
+}
+
+/// Put a snapshot in the instance's place.
+#[derive(Debug)]
+pub(crate) struct RevertPlan {
+    pub(crate) source: Pin,
+    pub(crate) target: Target,
+}
+
+/// Carries out one request. What it changed of the record is in `subject`.
+pub(crate) async fn carry_out(
+    host: &Arc<Host>,
+    subject: &mut Subject,
+    request: Request,
+    run: &mut Run,
+) -> Result<(Outcome, Option<SnapshotRecord>), OpError> {
+    let outcome = match request {
+        Request::Create => create::create(host, subject, run).await,
+        Request::Fork(plan) => fork::fork(host, subject, &plan, run).await,
+        Request::Start => start::start(host, subject, run).await,
+        Request::Stop => stop::stop(host, subject, run).await,
+        Request::Standby => standby::standby(host, subject, run).await,
+        Request::Restore => restore::restore(host, subject, run).await,
+        Request::Revert(plan) => revert::revert(host, subject, &plan, run).await,
+        Request::Delete { graceful } => delete::delete(host, subject, graceful, run).await,
+        Request::Snapshot(plan) => {
+            let (outcome, record) = snapshot::snapshot(host, subject, &plan, run).await?;
+            return Ok((outcome, Some(record)));
+        }
+    };
+    Ok((outcome?, None))
+}

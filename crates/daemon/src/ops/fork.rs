@@ -1,0 +1,50 @@
+//! Fork: a new instance from a snapshot. The source is not touched, nor held: any number of forks
+//! load one bundle side by side, from one memory file in one page cache.
+
+use std::sync::Arc;
+
+use hearth_model::InstanceState;
+use hearth_store::SnapshotKind;
+
+use super::{ForkPlan, Outcome, Subject, Target, bring_back, bundle, files};
+use crate::error::OpError;
+use crate::host::Host;
+use crate::run::{Run, blocking};
+
+pub(super) async fn fork(
+    host: &Arc<Host>,
+    subject: &mut Subject,
+    plan: &ForkPlan,
+    run: &mut Run,
+) -> Result<Outcome, OpError> {
+    let bundle = run.step("open snapshot", bundle::open(host, plan.source.snapshot())).await?;
+
+    let dir = subject.dir.clone();
+    let whole = dir.path().to_owned();
+    run.undo("instance directory", blocking(move || hearth_disk::remove(&whole)));
+    run.step("make directory", files::make_dir(dir.disks())).await?;
+    run.step("link image", files::replace_links(vec![(bundle.rootfs(), dir.rootfs())])).await?;
+
+    match plan.target {
+        Target::Running => {
+            let (saved, overlay) = (bundle.overlay(), dir.overlay());
+            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            let born = bring_back::bring_back(host, subject, &bundle, run).await?;
+            run.commit();
+            Ok(Outcome::Running(born))
+        }
+        Target::Stopped => {
+            let (saved, overlay) = (bundle.overlay(), dir.overlay());
+            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            run.commit();
+            Ok(Outcome::Rests(InstanceState::Stopped))
+        }
+        Target::Standby => {
+            // A bundle is immutable, so a bundle of one's own is one of links.
+            run.step("link overlay", files::replace_links(vec![(bundle.overlay(), dir.overlay())])).await?;
+            let own = bundle::copy(host, subject, &bundle, bundle::Use::internal(SnapshotKind::Standby), run).await?;
+            run.commit();
+            Ok(Outcome::Rests(InstanceState::Standby { snapshot: own.id }))
+        }
+    }
+}

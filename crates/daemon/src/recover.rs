@@ -1,0 +1,163 @@
+//! What happens at the daemon's start: every record against what the host shows.
+//!
+//! The decisions are `hearth_model::recovery`'s; here they are carried out. A VMM that runs is
+//! taken over and never ended; what an operation that was cut off may have made is removed by
+//! name; where one could not look, nothing is touched.
+
+use std::sync::Arc;
+
+use hearth_agent_client::EventReceiver;
+use hearth_model::recovery::{Observed, Recovery, recover};
+use hearth_model::{InstanceState, Phase};
+use hearth_store::{InstanceRecord, ProgramExit};
+use tracing::{info, warn};
+
+use crate::agents;
+use crate::clock::now_ms;
+use crate::error::OpError;
+use crate::host::{Host, end_vmm, recorded_seat};
+use crate::ops::Live;
+use crate::registry::Registry;
+use crate::run::blocking;
+
+/// Brings every recorded instance under a driver.
+pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
+    let snapshots = host.data.snapshots();
+    let known: std::collections::BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
+    let swept = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;
+    for error in &swept.failed {
+        warn!(error = %hearth_model::error::chain(error), "could not be swept");
+    }
+    for stray in &swept.unknown {
+        warn!(bundle = %stray.display(), "a bundle without a record: left as it is");
+    }
+    for record in host.store.instances()? {
+        let (id, name) = (record.id.clone(), record.spec.name.clone());
+        if let Err(error) = recover_one(host, registry, record).await {
+            warn!(%id, %name, %error, "the instance could not be brought back under control");
+        }
+    }
+    drop_orphans(host, registry)
+}
+
+async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: InstanceRecord) -> Result<(), OpError> {
+    let (observed, vmm) = match recorded_seat(&record) {
+        None => (Observed::Gone, None),
+        Some(seat) => match host.adopt(&seat).await {
+            Ok(Some(vmm)) => (Observed::Alive, Some(vmm)),
+            Ok(None) => (Observed::Gone, None),
+            Err(error) => {
+                warn!(id = %record.id, %error, "could not look for the VMM");
+                (Observed::Unknown, None)
+            }
+        },
+    };
+    let decision = recover(&record.phase, observed);
+    info!(id = %record.id, name = %record.spec.name, phase = ?record.phase, ?observed, ?decision, "recovering");
+    match decision {
+        Recovery::Adopt => {
+            let Some(vmm) = vmm else { return Ok(()) };
+            adopt(host, registry, record, vmm).await
+        }
+        Recovery::Rest(state) => rest(host, registry, record, state),
+        Recovery::NoteExit => {
+            if record.exit.is_none() {
+                record.exit = Some(ProgramExit { code: -1, message: "the VMM ended while no daemon ran".into() });
+            }
+            clean(host, &record).await?;
+            record.stopped_at_ms = Some(now_ms());
+            record.seat = None;
+            rest(host, registry, record, InstanceState::Stopped)
+        }
+        Recovery::Undo(state) => {
+            clean(host, &record).await?;
+            record.seat = None;
+            rest(host, registry, record, state)
+        }
+        Recovery::Remove | Recovery::FinishDelete => {
+            clean(host, &record).await?;
+            let whole = host.data.instance(&record.id).path().to_owned();
+            blocking(move || hearth_disk::remove(&whole)).await?;
+            Ok(host.store.remove_instance(&record.id)?)
+        }
+        Recovery::Hold(why) => {
+            let state = InstanceState::Failed { reason: why.to_owned() };
+            rest(host, registry, record, state)
+        }
+    }
+}
+
+/// Ends what VMM there may be, and removes what only it used.
+async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError> {
+    let dir = host.data.instance(&record.id);
+    end_vmm(Arc::clone(host), dir.clone(), recorded_seat(record)).await?;
+    let (before, overlay) = (dir.overlay_before(), dir.overlay());
+    let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
+    blocking(move || {
+        // A revert that was cut off has put the overlay aside.
+        if before.exists() {
+            std::fs::rename(&before, &overlay).ok();
+        }
+        files.iter().try_for_each(|file| hearth_disk::remove(file))
+    })
+    .await
+}
+
+async fn adopt(
+    host: &Arc<Host>,
+    registry: &Registry,
+    mut record: InstanceRecord,
+    vmm: hearth_vmm::Vmm,
+) -> Result<(), OpError> {
+    // An operation that was cut off may have left it paused; one that runs stays as it is.
+    if matches!(record.phase, Phase::Busy { .. }) {
+        vmm.resume().await?;
+    }
+    let vmm = Arc::new(vmm);
+    let met = agents::meet(&vmm, host.config.timeouts.agent()).await;
+    let (agent, events): (_, Option<EventReceiver>) = match met {
+        Ok((agent, events)) => (Some(agent), Some(events)),
+        Err(error) => {
+            warn!(id = %record.id, %error, "the VMM runs, its agent does not answer");
+            (None, None)
+        }
+    };
+    record.phase = Phase::Resting(InstanceState::Running);
+    host.store.update_instance(&record)?;
+    registry.adopt(record, Some((Live { vmm, agent }, events)));
+    Ok(())
+}
+
+fn rest(
+    host: &Arc<Host>,
+    registry: &Registry,
+    mut record: InstanceRecord,
+    state: InstanceState,
+) -> Result<(), OpError> {
+    record.phases.enter(state.name(), now_ms());
+    record.phase = Phase::Resting(state);
+    host.store.update_instance(&record)?;
+    registry.adopt(record, None);
+    Ok(())
+}
+
+/// Internal snapshots that no instance's standby points to were made by something cut off.
+fn drop_orphans(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
+    let held: std::collections::BTreeSet<_> = host
+        .store
+        .instances()?
+        .into_iter()
+        .filter_map(|record| match record.phase.state() {
+            InstanceState::Standby { snapshot } => Some(snapshot.clone()),
+            InstanceState::Stopped | InstanceState::Running | InstanceState::Failed { .. } => None,
+        })
+        .collect();
+    for snapshot in host.store.snapshots()? {
+        if snapshot.internal && !held.contains(&snapshot.id) {
+            registry.drop_snapshot_later(snapshot.id);
+        } else {
+            host.settler.later(&snapshot.id);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! The registry: which instances there are, and how new ones come to be.
+//!
+//! Names and ids are taken here, in the store, before the host is touched; everything else is
+//! done by each instance's driver.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use hearth_agent_client::EventReceiver;
+use hearth_model::{ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, SnapshotId};
+use hearth_store::lookup::{Called, resolve};
+use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, SnapshotKind, SnapshotRecord};
+use tracing::warn;
+
+use crate::clock::now_ms;
+use crate::driver::Driver;
+use crate::error::OpError;
+use crate::handle::{InstanceHandle, InstanceView, Request};
+use crate::host::Host;
+use crate::ops::{ForkPlan, Live, RevertPlan, SnapshotPlan, Target};
+use crate::pins::Pin;
+use crate::run::blocking;
+
+/// All instances.
+#[derive(Debug, Clone)]
+pub(crate) struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Arc<Host>,
+    instances: RwLock<HashMap<InstanceId, InstanceHandle>>,
+}
+
+/// What a fork is made of.
+#[derive(Debug, Clone)]
+pub(crate) enum ForkSource {
+    Instance(InstanceHandle),
+    Snapshot(SnapshotId),
+}
+
+/// What a fork shall be.
+#[derive(Debug, Clone)]
+pub(crate) struct ForkRequest {
+    pub(crate) name: InstanceName,
+    /// How many; more than one are called `name-1`, `name-2`, ….
+    pub(crate) count: usize,
+    /// A running source may be paused for a moment.
+    pub(crate) from_running: bool,
+    /// Where the forks shall rest; `None` is where the source rests.
+    pub(crate) target: Option<Target>,
+    pub(crate) tags: Option<BTreeMap<String, String>>,
+}
+
+/// One fork of several: its name, and what became of it.
+pub(crate) type Forked = (InstanceName, Result<InstanceHandle, OpError>);
+
+impl Registry {
+    pub(crate) fn new(host: Arc<Host>) -> Self {
+        Self { inner: Arc::new(Inner { host, instances: RwLock::default() }) }
+    }
+
+    /// The instance that a text means: id, name, or a prefix of one id only.
+    pub(crate) fn resolve(&self, text: &str) -> Result<InstanceHandle, OpError> {
+        let instances = self.read();
+        let called: Vec<Called> = instances
+            .values()
+            .map(|h| Called { id: h.id().to_string(), name: Some(h.name().to_string()) })
+            .collect();
+        match resolve(text, &called) {
+            Lookup::Found(id) => instances
+                .iter()
+                .find(|(known, _)| known.as_str() == id)
+                .map(|(_, handle)| handle.clone())
+                .ok_or_else(|| OpError::not_found("instance", text, &[])),
+            Lookup::NotFound { similar } => Err(OpError::not_found("instance", text, &similar)),
+            Lookup::Ambiguous { candidates } => Err(ambiguous("instance", text, &candidates)),
+        }
+    }
+
+    /// Every instance, the oldest first.
+    pub(crate) fn list(&self) -> Vec<InstanceView> {
+        let mut views: Vec<InstanceView> = self.read().values().map(InstanceHandle::view).collect();
+        views.sort_by(|a, b| (a.record.created_at_ms, &a.record.id).cmp(&(b.record.created_at_ms, &b.record.id)));
+        views
+    }
+
+    /// Makes an instance of an image and boots it; resolves when its program has started, or
+    /// nothing of it is left.
+    pub(crate) async fn create(&self, spec: InstanceSpec, image_digest: String) -> Result<InstanceHandle, OpError> {
+        self.inner.host.check_backend(spec.backend)?;
+        let record = self.reserve(Op::Create, spec, image_digest, None)?;
+        let handle = self.spawn(record, None);
+        handle.submit(Request::Create).await?;
+        Ok(handle)
+    }
+
+    /// Makes one instance of a snapshot, or of an instance as it is now.
+    pub(crate) async fn fork(&self, source: ForkSource, request: ForkRequest) -> Result<InstanceHandle, OpError> {
+        let mut forks = self.fork_many(source, ForkRequest { count: 1, ..request }).await?;
+        match forks.pop() {
+            Some((_, result)) => result,
+            None => Err(OpError::new(ErrorKind::Internal, "a fork of one made none")),
+        }
+    }
+
+    /// Makes `count` instances side by side of one snapshot. Those that fail are named with their
+    /// errors; the others stay.
+    pub(crate) async fn fork_many(&self, source: ForkSource, request: ForkRequest) -> Result<Vec<Forked>, OpError> {
+        let names: Vec<InstanceName> = match request.count {
+            0 => return Err(OpError::new(ErrorKind::Invalid, "count of forks must be at least 1")),
+            1 => vec![request.name.clone()],
+            count => (1..=count).map(|number| request.name.numbered(number)).collect(),
+        };
+        let (pin, record, origin, made_for_it) = self.fork_from(&source, &request).await?;
+        let target = request.target.unwrap_or(match source {
+            ForkSource::Instance(ref handle) => match handle.view().state() {
+                InstanceState::Standby { .. } => Target::Standby,
+                InstanceState::Running => Target::Running,
+                InstanceState::Stopped | InstanceState::Failed { .. } => Target::Stopped,
+            },
+            ForkSource::Snapshot(_) => match record.kind {
+                SnapshotKind::Standby => Target::Running,
+                SnapshotKind::Stopped => Target::Stopped,
+            },
+        });
+
+        let forks = names.into_iter().map(|name| {
+            let (this, record, origin, tags) = (self.clone(), record.clone(), origin.clone(), request.tags.clone());
+            let pin = this.inner.host.pins.pin(&record.id);
+            tokio::spawn(async move {
+                let forked = this.fork_one(name.clone(), &record, origin, tags, pin, target).await;
+                (name, forked)
+            })
+        });
+        let mut done = Vec::new();
+        for fork in forks.collect::<Vec<_>>() {
+            done.push(fork.await.map_err(|e| OpError::new(ErrorKind::Internal, format!("a fork ended early: {e}")))?);
+        }
+        drop(pin);
+        if made_for_it {
+            self.drop_snapshot_later(record.id);
+        }
+        Ok(done)
+    }
+
+    /// Puts a snapshot in an instance's place.
+    pub(crate) async fn revert(
+        &self,
+        handle: &InstanceHandle,
+        snapshot: &SnapshotRecord,
+        target: Option<Target>,
+    ) -> Result<InstanceView, OpError> {
+        if snapshot.source_instance != *handle.id() {
+            return Err(OpError::new(
+                ErrorKind::Invalid,
+                format!("snapshot {} is not one of instance {}", snapshot.id, handle.name()),
+            )
+            .hinted("fork it to a new instance instead")
+            .about("snapshot", snapshot.id.as_str()));
+        }
+        let target = match (snapshot.kind, target) {
+            (SnapshotKind::Standby, None) => Target::Running,
+            (SnapshotKind::Stopped, None) => Target::Stopped,
+            (SnapshotKind::Standby, Some(target)) => target,
+            (SnapshotKind::Stopped, Some(target)) => only_stopped(target)?,
+        };
+        let source = self.inner.host.pins.pin(&snapshot.id);
+        handle.revert(RevertPlan { source, target }).await
+    }
+
+    /// Removes a bundle and its record when nobody pins it any more; in the background.
+    pub(crate) fn drop_snapshot_later(&self, snapshot: SnapshotId) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.drop_snapshot(&snapshot).await {
+                warn!(%snapshot, %error, "a snapshot could not be removed");
+            }
+        });
+    }
+
+    /// Removes a snapshot's record, and its bundle when nobody pins it any more.
+    pub(crate) async fn drop_snapshot(&self, snapshot: &SnapshotId) -> Result<(), OpError> {
+        let host = &self.inner.host;
+        host.pins.free(snapshot).await;
+        // The record goes first: a bundle without one is swept at the next start.
+        host.store.remove_snapshot(snapshot)?;
+        let (snapshots, id) = (host.data.snapshots(), snapshot.clone());
+        blocking(move || hearth_snapshot::remove(&snapshots, &id)).await
+    }
+
+    /// Puts an instance that is there already under a driver: at the daemon's start.
+    pub(crate) fn adopt(&self, record: InstanceRecord, born: Option<(Live, Option<EventReceiver>)>) -> InstanceHandle {
+        self.spawn(record, born)
+    }
+
+    /// Resolves when no operation runs on any instance.
+    pub(crate) async fn drained(&self) {
+        let watches: Vec<_> = self.read().values().map(InstanceHandle::watch).collect();
+        for mut watch in watches {
+            // An instance whose driver is gone has nothing under way.
+            watch.wait_for(|view| view.busy_since_ms.is_none()).await.ok();
+        }
+    }
+
+    /// The instance is no more.
+    pub(crate) fn forget(&self, id: &InstanceId) {
+        self.write().remove(id);
+        // What memory it had in snapshots that nobody sees goes with it.
+        match self.inner.host.store.snapshots() {
+            Ok(all) => all
+                .into_iter()
+                .filter(|snapshot| snapshot.internal && snapshot.source_instance == *id)
+                .for_each(|snapshot| self.drop_snapshot_later(snapshot.id)),
+            Err(error) => warn!(%error, "snapshots could not be listed"),
+        }
+    }
+
+    /// The snapshot to fork from: a given one, the source's standby memory, or one taken now.
+    async fn fork_from(
+        &self,
+        source: &ForkSource,
+        request: &ForkRequest,
+    ) -> Result<(Pin, SnapshotRecord, Origin, bool), OpError> {
+        let host = &self.inner.host;
+        let (record, origin, made_for_it) = match source {
+            ForkSource::Snapshot(id) => (self.snapshot(id)?, Origin::Snapshot(id.clone()), false),
+            ForkSource::Instance(handle) => {
+                let origin = Origin::Instance(handle.id().clone());
+                let kind = match handle.view().state() {
+                    InstanceState::Standby { snapshot } => {
+                        let pin = host.pins.pin(snapshot);
+                        return Ok((pin, self.snapshot(snapshot)?, origin, false));
+                    }
+                    InstanceState::Running if !request.from_running => {
+                        return Err(OpError::new(
+                            ErrorKind::WrongState,
+                            format!("instance {} is running", handle.name()),
+                        )
+                        .hinted("set from_running to fork it while it runs, or bring it to standby first")
+                        .about("instance", handle.name().as_str()));
+                    }
+                    InstanceState::Running => SnapshotKind::Standby,
+                    InstanceState::Stopped => SnapshotKind::Stopped,
+                    InstanceState::Failed { reason } => {
+                        return Err(OpError::new(
+                            ErrorKind::WrongState,
+                            format!("instance {} has failed: {reason}", handle.name()),
+                        )
+                        .about("instance", handle.name().as_str()));
+                    }
+                };
+                let plan = SnapshotPlan { name: None, tags: BTreeMap::new(), kind, internal: true };
+                (handle.snapshot(plan).await?, origin, true)
+            }
+        };
+        if let (SnapshotKind::Stopped, Some(target)) = (record.kind, request.target) {
+            only_stopped(target)?;
+        }
+        let pin = host.pins.pin(&record.id);
+        Ok((pin, record, origin, made_for_it))
+    }
+
+    async fn fork_one(
+        &self,
+        name: InstanceName,
+        from: &SnapshotRecord,
+        origin: Origin,
+        tags: Option<BTreeMap<String, String>>,
+        source: Pin,
+        target: Target,
+    ) -> Result<InstanceHandle, OpError> {
+        let mut spec = InstanceSpec { name, ..from.spec.clone() };
+        if let Some(tags) = tags {
+            spec.tags = tags;
+        }
+        let record = self.reserve(Op::Fork, spec, from.image_digest.clone(), Some(origin))?;
+        let handle = self.spawn(record, None);
+        handle.submit(Request::Fork(ForkPlan { source, target })).await?;
+        Ok(handle)
+    }
+
+    fn snapshot(&self, id: &SnapshotId) -> Result<SnapshotRecord, OpError> {
+        self.inner.host.store.snapshot(id)?.ok_or_else(|| OpError::not_found("snapshot", id.as_str(), &[]))
+    }
+
+    /// Takes a name and an id in the store.
+    fn reserve(
+        &self,
+        op: Op,
+        spec: InstanceSpec,
+        image_digest: String,
+        source: Option<Origin>,
+    ) -> Result<InstanceRecord, OpError> {
+        let now = now_ms();
+        let id = InstanceId::from_entropy(random()?);
+        let record = InstanceRecord {
+            mac: spec.network.then(|| crate::agents::user_network::MAC.to_owned()),
+            id,
+            spec,
+            phase: Phase::Busy { op, from: InstanceState::Stopped },
+            created_at_ms: now,
+            started_at_ms: None,
+            stopped_at_ms: None,
+            generation: 0,
+            source,
+            image_digest,
+            seat: None,
+            ram_base: None,
+            exit: None,
+            phases: PhaseClock::start("initializing", now),
+        };
+        self.inner.host.store.insert_instance(&record)?;
+        Ok(record)
+    }
+
+    fn spawn(&self, record: InstanceRecord, born: Option<(Live, Option<EventReceiver>)>) -> InstanceHandle {
+        let host = Arc::clone(&self.inner.host);
+        let (handle, jobs) = InstanceHandle::new(Arc::clone(&host), record.clone());
+        self.write().insert(record.id.clone(), handle.clone());
+        Driver::spawn(host, self.clone(), handle.clone(), record, born, jobs);
+        handle
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<InstanceId, InstanceHandle>> {
+        self.inner.instances.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<InstanceId, InstanceHandle>> {
+        self.inner.instances.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn only_stopped(target: Target) -> Result<Target, OpError> {
+    match target {
+        Target::Stopped => Ok(target),
+        Target::Running | Target::Standby => Err(OpError::new(
+            ErrorKind::Invalid,
+            "a Stopped snapshot has no memory: its target state can only be Stopped",
+        )
+        .hinted("omit target_state, and start the instance afterwards")),
+    }
+}
+
+/// Several things have that prefix.
+pub(crate) fn ambiguous(resource: &'static str, text: &str, candidates: &[String]) -> OpError {
+    OpError::new(ErrorKind::Invalid, format!("{text:?} could be any of several {resource}s: {}", candidates.join(", ")))
+        .hinted("give more of the id, or the name")
+        .about(resource, text)
+}
+
+/// 128 random bits.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], OpError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| OpError::new(ErrorKind::HostFailed, format!("the host's random numbers: {e}")))?;
+    Ok(bytes)
+}

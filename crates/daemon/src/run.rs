@@ -1,0 +1,191 @@
+//! One run of an operation: steps, each timed and named, and what undoes them.
+//!
+//! ```text
+//!   run.undo("overlay", …)   the undo is said first: a step that failed may have taken effect
+//!   run.step("clone overlay", …).await?
+//!   run.commit()             from here on the operation has happened
+//!   run.finish("end vmm", …) what must still be done, tried twice, and named if it stays
+//! ```
+//! An undo must succeed when there is nothing to undo.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Instant;
+
+use hearth_model::Op;
+use hearth_store::{StepTime, TimelineRecord};
+use tracing::{Instrument, debug, debug_span, warn};
+
+use crate::error::OpError;
+use crate::ops::faults::Faults;
+
+type Undo = Pin<Box<dyn Future<Output = Result<(), OpError>> + Send>>;
+
+/// Steps taken, and undos said, so far.
+pub(crate) struct Run {
+    op: Op,
+    began: Instant,
+    steps: Vec<StepTime>,
+    undos: Vec<(&'static str, Undo)>,
+    leaks: Vec<String>,
+    faults: Faults,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("op", &self.op).field("steps", &self.steps).finish_non_exhaustive()
+    }
+}
+
+impl Run {
+    pub(crate) fn new(op: Op, host: &crate::host::Host) -> Self {
+        Self {
+            op,
+            began: Instant::now(),
+            steps: Vec::new(),
+            undos: Vec::new(),
+            leaks: Vec::new(),
+            faults: host.faults.clone(),
+        }
+    }
+
+    /// Says what undoes the step that comes next.
+    pub(crate) fn undo<E: Into<OpError>>(
+        &mut self,
+        what: &'static str,
+        undo: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.undos.push((what, Box::pin(async move { undo.await.map_err(Into::into) })));
+    }
+
+    /// Takes a step: its time goes into the timeline, its name into its error.
+    pub(crate) async fn step<T, E: Into<OpError>>(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, OpError> {
+        let began = Instant::now();
+        let result = attempt(self.faults.clone(), name, work).await;
+        self.note_time(name, began, result.is_err().then(|| "failed".to_owned()));
+        result.map_err(|error| OpError { op: Some(self.op), step: error.step.or(Some(name)), ..error })
+    }
+
+    /// The operation has happened: a failure after this no longer undoes it.
+    pub(crate) fn commit(&mut self) {
+        self.undos.clear();
+    }
+
+    /// Does what must still be done after the commit; tried twice, and named as a leak if it
+    /// fails twice.
+    pub(crate) async fn finish<E: Into<OpError>, F: Future<Output = Result<(), E>>>(
+        &mut self,
+        name: &'static str,
+        mut work: impl FnMut() -> F,
+    ) {
+        let began = Instant::now();
+        let mut result = attempt(self.faults.clone(), name, work()).await;
+        if let Err(error) = &result {
+            warn!(step = name, error = %error, "trying once more");
+            result = attempt(self.faults.clone(), name, work()).await;
+        }
+        self.note_time(name, began, result.as_ref().err().map(|_| "failed".to_owned()));
+        if let Err(error) = result {
+            self.leaks.push(format!("{name}: {error}"));
+        }
+    }
+
+    /// Adds a note to the step taken last: shown in the timeline.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        if let Some(step) = self.steps.last_mut() {
+            step.note = Some(note.into());
+        }
+    }
+
+    /// Ends the run: undoes what was done if it failed. An error names what stayed.
+    pub(crate) async fn settle<T>(mut self, result: Result<T, OpError>) -> (Result<T, OpError>, Steps) {
+        let result = match result {
+            Ok(value) => Ok(value),
+            Err(mut error) => {
+                while let Some((what, undo)) = self.undos.pop() {
+                    let began = Instant::now();
+                    let undone = undo.await;
+                    self.note_time(what, began, Some("undone".to_owned()));
+                    if let Err(why) = undone {
+                        self.leaks.push(format!("{what}: {why}"));
+                    }
+                }
+                error.op = Some(self.op);
+                error.left_behind.append(&mut self.leaks);
+                Err(error)
+            }
+        };
+        let steps = Steps { op: self.op, took: self.began.elapsed(), steps: self.steps, leaks: self.leaks };
+        (result, steps)
+    }
+
+    fn note_time(&mut self, name: &'static str, began: Instant, note: Option<String>) {
+        let took = began.elapsed();
+        debug!(op = %self.op, step = name, us = micros(took), "step done");
+        let start_us = micros(began.duration_since(self.began));
+        self.steps.push(StepTime { name: name.to_owned(), start_us, took_us: micros(took), note });
+    }
+}
+
+/// Makes one call, unless a test wants it to fail.
+async fn attempt<T, E: Into<OpError>>(
+    faults: Faults,
+    name: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, OpError> {
+    faults.before(name)?;
+    let result = work.instrument(debug_span!("step", name)).await.map_err(Into::into);
+    if result.is_ok() {
+        faults.after(name)?;
+    }
+    result
+}
+
+/// What a run leaves for the record.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    pub(crate) op: Op,
+    pub(crate) took: std::time::Duration,
+    pub(crate) steps: Vec<StepTime>,
+    /// What could not be finished or undone.
+    pub(crate) leaks: Vec<String>,
+}
+
+impl Steps {
+    /// The stored form.
+    pub(crate) fn timeline(
+        self,
+        instance: &hearth_model::InstanceId,
+        ended_at_ms: i64,
+        error: Option<&OpError>,
+    ) -> TimelineRecord {
+        let total_us = micros(self.took);
+        TimelineRecord {
+            op: self.op.to_string(),
+            instance: instance.clone(),
+            at_ms: ended_at_ms.saturating_sub(i64::try_from(total_us / 1000).unwrap_or(i64::MAX)),
+            total_us,
+            ok: error.is_none(),
+            error: error.map(OpError::chain),
+            steps: self.steps,
+        }
+    }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Runs blocking file system work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static, E: Into<OpError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, OpError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(panic) => Err(OpError::new(hearth_model::ErrorKind::Internal, format!("a task ended early: {panic}"))),
+    }
+}

@@ -1,0 +1,58 @@
+//! Brings published bundles to the disk and sums them, one after another, off every hot path.
+//!
+//! A thread of its own at the lowest priority: syncing and hashing must not take time from guests
+//! or from restores. Most standby bundles are restored before their turn comes, and are skipped.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use hearth_model::{ErrorKind, Kind as _, SnapshotId};
+use tracing::{debug, warn};
+
+use crate::pins::Pins;
+
+/// What is younger than this is likely to be restored at once: it is left in peace.
+const QUIET: Duration = Duration::from_secs(2);
+/// The lowest priority there is.
+const NICE: i32 = 19;
+
+/// The way to the thread. It ends when the last of these is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Settler {
+    queue: Sender<SnapshotId>,
+}
+
+impl Settler {
+    pub(crate) fn start(snapshots: PathBuf, pins: Pins) -> std::io::Result<Self> {
+        let (queue, waiting) = channel();
+        std::thread::Builder::new().name("settle".into()).spawn(move || work(&snapshots, &pins, &waiting))?;
+        Ok(Self { queue })
+    }
+
+    /// Settles the bundle when its turn comes.
+    pub(crate) fn later(&self, snapshot: &SnapshotId) {
+        // The thread ends with the daemon: then there is nothing to be told any more.
+        self.queue.send(snapshot.clone()).ok();
+    }
+}
+
+fn work(snapshots: &std::path::Path, pins: &Pins, waiting: &Receiver<SnapshotId>) {
+    if let Err(error) = rustix::process::nice(NICE) {
+        debug!(%error, "settling at normal priority");
+    }
+    for snapshot in waiting {
+        std::thread::sleep(QUIET);
+        let _kept = pins.pin(&snapshot);
+        let settled = match hearth_snapshot::open(snapshots, &snapshot) {
+            Ok(bundle) if bundle.is_settled() => continue,
+            Ok(bundle) => hearth_snapshot::settle(&bundle).map(drop).map_err(|e| (e.kind(), e.to_string())),
+            Err(error) => Err((error.kind(), hearth_model::error::chain(&error))),
+        };
+        match settled {
+            Ok(()) => debug!(%snapshot, "settled"),
+            Err((ErrorKind::NotFound, _)) => debug!(%snapshot, "gone before its turn"),
+            Err((_, error)) => warn!(%snapshot, error, "the snapshot could not be brought to the disk"),
+        }
+    }
+}
