@@ -168,6 +168,12 @@ impl Agent {
         Ok(CopyFrom::new(Channel::open(&self.connection, &format!("copy {path} from the guest"), &request)?))
     }
 
+    /// Ends the connection now, whoever still holds a clone or a session. A QEMU port takes the
+    /// next connection only then.
+    pub fn close(&self) {
+        self.connection.close();
+    }
+
     /// Resolves when the connection is lost.
     pub async fn closed(&self) {
         self.connection.shared.lost().await;

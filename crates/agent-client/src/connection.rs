@@ -43,11 +43,19 @@ pub struct Connection {
     tasks: [AbortHandle; 2],
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
+impl Connection {
+    /// Ends the stream, for everybody who uses it.
+    pub fn close(&self) {
         for task in &self.tasks {
             task.abort();
         }
+        self.shared.lose();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -1,13 +1,18 @@
 //! What an instance must not share with another: its names, its randomness, its clock.
 //!
-//! The refresh after a restore is on the hot path: a handful of system calls and two small files
-//! in memory. It fails as a whole if any part of it does, since a guest that is half itself must
-//! not be let on the network.
+//! The refresh after a restore is on the hot path, and everything that it runs is cold: each new
+//! way into the kernel costs more than the work itself. So it is a handful of system calls on
+//! descriptors that are open already ([`renew`], [`Published::write`]), and what needs the disk
+//! comes after the answer, before anything else that the host asks ([`write_names`]).
+//!
+//! It fails as a whole if any part of it does, since a guest that is half itself must not be let
+//! on the network.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::FileExt;
 
 use hearth_agent_proto::Refresh;
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -23,36 +28,66 @@ pub struct Identity {
     pub address: Option<Ipv4Addr>,
 }
 
-/// Takes the clock and the entropy of a refresh.
-pub fn renew(refresh: &Refresh) -> Result<(), String> {
-    let (seconds, nanos) = (refresh.realtime_ns / 1_000_000_000, refresh.realtime_ns % 1_000_000_000);
-    let time = Timespec {
-        tv_sec: i64::try_from(seconds).map_err(|_| "the host's clock is out of range")?,
-        tv_nsec: i64::try_from(nanos).map_err(|_| "the host's clock is out of range")?,
-    };
-    clock_settime(ClockId::Realtime, time).map_err(|error| format!("set the clock: {}", io::Error::from(error)))?;
-    sys::reseed(&refresh.entropy.bytes()).map_err(|error| format!("reseed the random numbers: {error}"))
+/// What programs in the guest can read of their identity, in `/run/hearth`, and the random number
+/// generator: kept open for the refresh.
+#[derive(Debug)]
+pub struct Published {
+    random: File,
+    instance: File,
+    generation: File,
 }
 
-/// Takes another identity; writes only what differs from the one before.
-pub fn assume(new: &Identity, old: &Identity) -> Result<(), String> {
-    let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+impl Published {
+    pub fn open() -> io::Result<Self> {
+        fs::create_dir_all("/run/hearth")?;
+        let create =
+            |name| File::options().create(true).write(true).truncate(false).open(format!("/run/hearth/{name}"));
+        let random = File::options().write(true).open("/dev/urandom")?;
+        Ok(Self { random, instance: create("instance.json")?, generation: create("generation")? })
+    }
+
+    /// The generation comes last: who sees it change finds the rest changed.
+    pub fn write(&self, identity: &Identity) -> Result<(), String> {
+        overwrite(&self.instance, &json(identity))
+            .and_then(|()| overwrite(&self.generation, &format!("{}\n", identity.generation)))
+            .map_err(|error| format!("write in /run/hearth: {error}"))
+    }
+
+    /// Takes the clock and the entropy of a refresh, and the host name if it is another.
+    pub fn renew(&self, refresh: &Refresh, old: &Identity) -> Result<(), String> {
+        let (seconds, nanos) = (refresh.realtime_ns / 1_000_000_000, refresh.realtime_ns % 1_000_000_000);
+        let time = Timespec {
+            tv_sec: i64::try_from(seconds).map_err(|_| "the host's clock is out of range")?,
+            tv_nsec: i64::try_from(nanos).map_err(|_| "the host's clock is out of range")?,
+        };
+        clock_settime(ClockId::Realtime, time).map_err(|error| format!("set the clock: {}", io::Error::from(error)))?;
+        sys::reseed(&self.random, &refresh.entropy.bytes())
+            .map_err(|error| format!("reseed the random numbers: {error}"))?;
+        if refresh.hostname == old.hostname { Ok(()) } else { set_hostname(&refresh.hostname) }
+    }
+}
+
+/// Sets the kernel's name of this machine.
+pub fn set_hostname(name: &str) -> Result<(), String> {
+    rustix::system::sethostname(name.as_bytes())
+        .map_err(|error| format!("set host name {name:?}: {}", io::Error::from(error)))
+}
+
+/// Writes the names that differ from the ones before into the image's files.
+pub fn write_names(new: &Identity, old: &Identity) -> Result<(), String> {
+    let write =
+        |path: &str, content: &str| replace_file(path, content).map_err(|error| format!("write {path}: {error}"));
     if new.hostname != old.hostname {
-        rustix::system::sethostname(new.hostname.as_bytes())
-            .map_err(|error| format!("set host name {:?}: {}", new.hostname, io::Error::from(error)))?;
-        replace_file("/etc/hostname", &format!("{}\n", new.hostname)).map_err(said("write /etc/hostname"))?;
+        write("/etc/hostname", &format!("{}\n", new.hostname))?;
     }
     if (&new.hostname, new.address) != (&old.hostname, old.address) {
-        replace_file("/etc/hosts", &hosts(&new.hostname, new.address)).map_err(said("write /etc/hosts"))?;
+        write("/etc/hosts", &hosts(&new.hostname, new.address))?;
     }
     // An image without the file has no use for it.
     if new.instance_id != old.instance_id && fs::exists("/etc/machine-id").unwrap_or(false) {
-        replace_file("/etc/machine-id", &format!("{}\n", machine_id(&new.instance_id)))
-            .map_err(said("write /etc/machine-id"))?;
+        write("/etc/machine-id", &format!("{}\n", machine_id(&new.instance_id)))?;
     }
-    fs::create_dir_all("/run/hearth").map_err(said("make /run/hearth"))?;
-    publish("/run/hearth/instance.json", &json(new)).map_err(said("write /run/hearth/instance.json"))?;
-    publish("/run/hearth/generation", &format!("{}\n", new.generation)).map_err(said("write /run/hearth/generation"))
+    Ok(())
 }
 
 /// Writes the image's name servers over; an empty list leaves them.
@@ -73,11 +108,11 @@ fn replace_file(path: &str, content: &str) -> io::Result<()> {
     fs::write(path, content)
 }
 
-/// Readers see the old content or the new, never a part.
-fn publish(path: &str, content: &str) -> io::Result<()> {
-    let temporary = format!("{path}.new");
-    fs::write(&temporary, content)?;
-    fs::rename(temporary, path)
+/// Puts other content into an open file: one write, and the length if that is another.
+fn overwrite(file: &File, content: &str) -> io::Result<()> {
+    file.write_all_at(content.as_bytes(), 0)?;
+    let len = content.len() as u64;
+    if file.metadata()?.len() == len { Ok(()) } else { file.set_len(len) }
 }
 
 fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {

@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use crate::copy_from::{CopyFrom, Progress};
 use crate::copy_to::CopyTo;
 use crate::exec::{CHUNK, Exec};
-use crate::identity::Identity;
+use crate::identity::{self, Identity, Published};
 use crate::link::{Input, Link};
 use crate::outbox::Outbox;
 use crate::{power, program, sys};
@@ -66,6 +66,9 @@ pub struct Server {
     epoch: Option<u64>,
     config: Option<GuestConfig>,
     identity: Identity,
+    published: Option<Published>,
+    /// The identity of which the image's files still tell, after a refresh was answered.
+    stale: Option<Identity>,
     program: ProgramState,
     ending: Ending,
     execs: Vec<Exec>,
@@ -88,6 +91,8 @@ impl Server {
             epoch: None,
             config: None,
             identity: Identity::default(),
+            published: None,
+            stale: None,
             program: ProgramState::NotStarted,
             ending: Ending::default(),
             execs: Vec::new(),
@@ -105,6 +110,7 @@ impl Server {
         loop {
             let more = self.produce();
             self.outbox.flush(&mut self.link);
+            self.catch_up();
             self.expire();
             if self.is_over() {
                 return Ok(());
@@ -175,6 +181,15 @@ impl Server {
         }
         self.execs.retain(|exec| !exec.is_over());
         Ok(())
+    }
+
+    /// Does what a refresh left for after its answer.
+    fn catch_up(&mut self) {
+        if let Some(old) = self.stale.take()
+            && let Err(error) = identity::write_names(&self.identity, &old)
+        {
+            eprintln!("hearth-agent: {error}");
+        }
     }
 
     fn next_deadline(&self) -> Option<Duration> {

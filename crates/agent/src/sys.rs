@@ -154,7 +154,7 @@ fn check(result: c_int) -> io::Result<c_int> {
 }
 
 /// Credits 64 bytes to the kernel's random number generator and makes it start anew from them.
-pub fn reseed(entropy: &[u8; 64]) -> io::Result<()> {
+pub fn reseed(random: impl AsFd, entropy: &[u8; 64]) -> io::Result<()> {
     #[repr(C)]
     struct PoolInfo {
         entropy_bits: c_int,
@@ -163,12 +163,12 @@ pub fn reseed(entropy: &[u8; 64]) -> io::Result<()> {
     }
     const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
     const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
-    let urandom = std::fs::File::options().write(true).open("/dev/urandom")?;
+    let random = random.as_fd().as_raw_fd();
     let info = PoolInfo { entropy_bits: 512, bytes: 64, buffer: *entropy };
     // SAFETY: the kernel reads the struct, whose layout is `struct rand_pool_info`.
-    check(unsafe { libc::ioctl(urandom.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
+    check(unsafe { libc::ioctl(random, RNDADDENTROPY, &raw const info) })?;
     // SAFETY: takes no argument.
-    check(unsafe { libc::ioctl(urandom.as_raw_fd(), RNDRESEEDCRNG) })?;
+    check(unsafe { libc::ioctl(random, RNDRESEEDCRNG) })?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use super::{Copy, Place, Server};
 use crate::copy_from::CopyFrom;
 use crate::copy_to::CopyTo;
 use crate::exec::Exec;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Identity, Published};
 use crate::{network, program, stat};
 
 impl Server {
@@ -180,7 +180,11 @@ impl Server {
             address: config.network.as_ref().map(|network| network.address),
         };
         if self.place == Place::Guest {
-            identity::assume(&identity, &self.identity)?;
+            identity::set_hostname(&identity.hostname)?;
+            identity::write_names(&identity, &self.identity)?;
+            let published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
+            published.write(&identity)?;
+            self.published = Some(published);
             if let Some(network) = &config.network {
                 network::configure(network)?;
             }
@@ -197,13 +201,21 @@ impl Server {
             generation: refresh.generation,
             address: self.identity.address,
         };
-        if self.place == Place::Guest
-            && let Err(text) = identity::renew(refresh).and_then(|()| identity::assume(&new, &self.identity))
-        {
-            self.outbox.fail(channel, FailureKind::Failed, text);
-            return;
+        if self.place == Place::Guest {
+            let Some(published) = &self.published else {
+                self.outbox.fail(channel, FailureKind::Invalid, "the guest is not configured yet".to_owned());
+                return;
+            };
+            if let Err(text) = published.renew(refresh, &self.identity).and_then(|()| published.write(&new)) {
+                self.outbox.fail(channel, FailureKind::Failed, text);
+                return;
+            }
+            // Of two refreshes at once, the files still tell of what was before both.
+            let old = std::mem::replace(&mut self.identity, new);
+            self.stale.get_or_insert(old);
+        } else {
+            self.identity = new;
         }
-        self.identity = new;
         self.outbox.send(channel, &ToHost::Refreshed { generation: refresh.generation }, &[]);
     }
 

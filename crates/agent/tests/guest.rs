@@ -1,0 +1,301 @@
+//! Real guests: a stock kernel in QEMU with the agent as its first process.
+//!
+//! Need QEMU, mkfs.ext4 and a kernel (see `support/image.rs`); say so loudly where they are missing.
+
+#[path = "support/image.rs"]
+mod image;
+#[path = "support/qemu.rs"]
+mod qemu;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use hearth_agent_client::{
+    Agent, Configured, CopyEntry, CopyItem, CopyToStart, Entropy, Event, EventReceiver, ExecEvent, ExecRequest,
+    ExitStatus, FileKind, GuestConfig, NetworkConfig, Program, ProgramState, Refresh, TtySize, Welcome,
+};
+use image::Kernel;
+use qemu::{Machine, PATIENCE, Qemu, Start};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+fn config(argv: &[&str], user: &str) -> GuestConfig {
+    GuestConfig {
+        hostname: "first".into(),
+        instance_id: "instance-1".into(),
+        program: Program {
+            argv: argv.iter().map(|&s| s.to_owned()).collect(),
+            env: vec!["PATH=/bin".into(), "A=from the image".into()],
+            workdir: "/srv/made".into(),
+            user: user.into(),
+        },
+        dns: vec!["10.0.2.3".into()],
+        network: Some(NetworkConfig {
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            mtu: None,
+        }),
+    }
+}
+
+fn prepare(kernel: &Kernel) -> TempDir {
+    let dir = TempDir::new().expect("a directory");
+    image::disks(dir.path());
+    image::initrd(kernel, &dir.path().join("initrd"));
+    dir
+}
+
+async fn boot(kernel: &Kernel, machine: Machine, dir: &Path) -> (Qemu, Agent, Welcome, EventReceiver) {
+    let qemu = Qemu::start(kernel, machine, dir, dir, Start::Boot).await;
+    // Long before there is anybody to answer.
+    let (agent, welcome, events) = Agent::connect(qemu.agent_port().await, PATIENCE).await.expect("welcomed");
+    (qemu, agent, welcome, events)
+}
+
+async fn connect(qemu: &Qemu) -> (Agent, Welcome, EventReceiver) {
+    Agent::connect(qemu.agent_port().await, PATIENCE).await.expect("welcomed")
+}
+
+fn command(words: &[&str]) -> ExecRequest {
+    ExecRequest { argv: words.iter().map(|&s| s.to_owned()).collect(), ..ExecRequest::default() }
+}
+
+/// Runs an applet of the image's only program.
+async fn run(agent: &Agent, words: &[&str]) -> (String, String, ExitStatus) {
+    outcome(agent, command(&[&["box"], words].concat())).await
+}
+
+async fn outcome(agent: &Agent, request: ExecRequest) -> (String, String, ExitStatus) {
+    let mut session = agent.exec(request).await.expect("started");
+    let (mut out, mut err) = (String::new(), String::new());
+    loop {
+        match timeout(PATIENCE, session.next()).await.expect("in time").expect("no error") {
+            ExecEvent::Stdout(data) => out += &String::from_utf8_lossy(&data),
+            ExecEvent::Stderr(data) => err += &String::from_utf8_lossy(&data),
+            ExecEvent::Exited(status) => return (out, err, status),
+        }
+    }
+}
+
+async fn read(agent: &Agent, path: &str) -> String {
+    run(agent, &["cat", path]).await.0
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_nanos()).expect("for some centuries")
+}
+
+fn refresh(generation: u64, realtime_ns: u64, hostname: &str) -> Refresh {
+    let entropy = Entropy::new([u8::try_from(generation % 251).expect("small"); 64]);
+    Refresh { generation, realtime_ns, entropy, hostname: hostname.into(), instance_id: format!("id-of-{hostname}") }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_lives_from_boot_to_power_off() {
+    let Some(kernel) = image::kernel() else { return };
+    let dir = prepare(&kernel);
+    let begun = Instant::now();
+    let (mut qemu, agent, welcome, mut events) = boot(&kernel, Machine::Microvm, dir.path()).await;
+    eprintln!("booted in {:?}", begun.elapsed());
+    assert_eq!((welcome.configured, &welcome.program), (false, &ProgramState::NotStarted));
+    assert_eq!(welcome.boot_failure, None);
+
+    // The program runs as the image says, on the console.
+    let config = config(&["box", "program"], "app");
+    assert_eq!(agent.configure(&config).await.expect("taken"), Configured::Now);
+    assert!(matches!(events.next().await, Some(Event::ProgramStarted { .. })));
+    assert_eq!(agent.configure(&config).await.expect("ignored"), Configured::Already);
+    let root = |words: &[&str]| ExecRequest { user: "root".into(), ..command(&[&["box"], words].concat()) };
+    let stats = agent.stats().await.expect("told");
+    eprintln!("{stats:?}");
+    assert!(stats.agent_resident < 4 << 20, "{} bytes resident", stats.agent_resident);
+
+    // Commands.
+    assert_eq!(
+        run(&agent, &["echo", "to stdout", "to stderr"]).await,
+        ("to stdout\n".into(), "to stderr\n".into(), ExitStatus::Code(0))
+    );
+    assert_eq!(run(&agent, &["exit", "42"]).await.2, ExitStatus::Code(42));
+    assert_eq!(run(&agent, &["raise", "10"]).await.2, ExitStatus::Signal(10));
+    let sleeping = agent.exec(command(&["box", "sleep", "100"])).await.expect("started");
+    let (input, mut output) = sleeping.split();
+    input.signal(15).expect("sent");
+    assert_eq!(output.next().await.expect("ends"), ExecEvent::Exited(ExitStatus::Signal(15)));
+    let (input, mut output) = agent.exec(command(&["box", "cat"])).await.expect("started").split();
+    input.write(&[b'y'; 300_000]).await.expect("sent");
+    input.eof().expect("sent");
+    let mut echoed = 0;
+    while let ExecEvent::Stdout(data) = output.next().await.expect("no error") {
+        echoed += data.len();
+    }
+    assert_eq!(echoed, 300_000);
+    let on_terminal = ExecRequest { tty: Some(TtySize { rows: 33, cols: 99 }), ..command(&["box", "size"]) };
+    assert_eq!(outcome(&agent, on_terminal).await.0.trim(), "33 99 true");
+    let error = agent.exec(command(&["nothing"])).await.expect_err("refused").to_string();
+    assert!(error.ends_with("command not found: nothing"), "{error}");
+    let timed = ExecRequest { timeout_ms: 200, ..command(&["box", "sleep", "100"]) };
+    assert_eq!(outcome(&agent, timed).await.2, ExitStatus::TimedOut);
+    outcome(&agent, root(&["orphan", "/tmp/parent"])).await;
+    while read(&agent, "/tmp/parent").await != "1" {}
+
+    // Its names and network.
+    assert_eq!(run(&agent, &["hostname"]).await.0, "first\n");
+    assert!(read(&agent, "/etc/hosts").await.contains("10.0.2.15\tfirst"));
+    assert_eq!(read(&agent, "/etc/resolv.conf").await, "nameserver 10.0.2.3\n");
+    assert_eq!(read(&agent, "/etc/machine-id").await.trim().len(), 32);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = listener.local_addr().expect("bound").port();
+    let hello = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a guest");
+        std::io::Write::write_all(&mut stream, b"hello guest").expect("sent");
+    });
+    assert_eq!(run(&agent, &["connect", &format!("10.0.2.2:{port}")]).await.0, "hello guest\n");
+    hello.join().expect("sent");
+
+    // Files.
+    let big: Vec<u8> = (0..2_000_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let entry = |path: &str, kind| CopyEntry {
+        path: path.into(),
+        kind,
+        mode: 0o640,
+        size: 0,
+        mtime_s: 1_500_000_000,
+        uid: 1000,
+        gid: 1000,
+    };
+    let mut copy = agent.copy_to(CopyToStart { path: "/data/tree".into() }).await.expect("begun");
+    copy.entry(CopyEntry { mode: 0o755, ..entry("", FileKind::Dir) }).await.expect("sent");
+    copy.entry(entry("big", FileKind::File)).await.expect("sent");
+    copy.data(&big).await.expect("sent");
+    copy.entry_end().await.expect("sent");
+    copy.entry(entry("link", FileKind::Symlink { target: "/data/tree/big".into() })).await.expect("sent");
+    assert_eq!(copy.finish().await.expect("complete").bytes, 2_000_000);
+    let stat = agent.stat("/data/tree/link", true).await.expect("asked").expect("there");
+    assert_eq!((stat.size, stat.uid, stat.mode, stat.mtime_s), (2_000_000, 1000, 0o640, 1_500_000_000));
+    assert_eq!(agent.stat("/data/none", true).await.expect("asked"), None);
+    let mut copy = agent.copy_from("/data/tree", false).await.expect("begun");
+    let (mut names, mut back) = (Vec::new(), Vec::new());
+    while let Some(item) = copy.next().await.expect("no error") {
+        match item {
+            CopyItem::Entry(entry) => names.push(entry.path),
+            CopyItem::Data(data) => back.extend_from_slice(&data),
+            CopyItem::EntryEnd => {}
+        }
+    }
+    names.sort();
+    assert_eq!(names, ["", "big", "link"]);
+    assert!(back == big, "the file comes back as it went");
+
+    // The host goes and comes: also with a flood under way.
+    agent.close();
+    for _ in 0..5 {
+        let (agent, ..) = connect(&qemu).await;
+        let mut flood = agent.exec(command(&["box", "flood"])).await.expect("started");
+        flood.next().await.expect("output");
+        agent.close();
+    }
+    let (agent, welcome, mut events) = connect(&qemu).await;
+    assert!(welcome.configured && matches!(welcome.program, ProgramState::Running { .. }), "{welcome:?}");
+    let stats = agent.stats().await.expect("told");
+    eprintln!("{stats:?}");
+    assert!(stats.agent_resident < 4 << 20, "{} bytes resident", stats.agent_resident);
+
+    // Another identity.
+    let before = run(&agent, &["random"]).await.0;
+    let wanted = now_ns() + 3_600_000_000_000;
+    let begun = Instant::now();
+    agent.refresh(&refresh(7, wanted, "second"), PATIENCE).await.expect("refreshed");
+    eprintln!("refreshed in {:?}", begun.elapsed());
+    let clock: u64 = run(&agent, &["now"]).await.0.trim().parse().expect("a number");
+    assert!(clock >= wanted && clock - wanted < 30_000_000_000, "{clock} is not {wanted}");
+    assert_eq!(run(&agent, &["hostname"]).await.0, "second\n");
+    assert!(read(&agent, "/etc/hosts").await.contains("10.0.2.15\tsecond"));
+    assert_eq!(read(&agent, "/run/hearth/generation").await, "7\n");
+    let instance: serde_json::Value =
+        serde_json::from_str(&read(&agent, "/run/hearth/instance.json").await).expect("JSON");
+    assert_eq!(instance["instance_id"], "id-of-second");
+    assert_ne!(run(&agent, &["random"]).await.0, before);
+
+    // The end.
+    outcome(&agent, root(&["touch", "/tmp/end", "now"])).await;
+    let Some(Event::ProgramExited(exit)) = timeout(PATIENCE, events.next()).await.expect("in time") else {
+        panic!("no exit")
+    };
+    assert_eq!((exit.code, exit.message.as_str()), (5, "exited with code 5"));
+    let begun = Instant::now();
+    assert!(qemu.ended().await, "the guest powers off");
+    eprintln!("off after {:?}", begun.elapsed());
+    let serial = qemu.serial();
+    assert!(serial.contains("program: uid 1000 gid 1000 in /srv/made with A=from the image\n"), "{serial}");
+    assert!(serial.contains("program: stderr too\n"), "{serial}");
+    assert!(!serial.contains("panic"), "{serial}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_q35_guest_boots_too_and_ends_when_told() {
+    let Some(kernel) = image::kernel() else { return };
+    let dir = prepare(&kernel);
+    let (mut qemu, agent, welcome, mut events) = boot(&kernel, Machine::Q35, dir.path()).await;
+    assert_eq!(welcome.boot_failure, None);
+    agent.configure(&config(&["box", "program"], "")).await.expect("taken");
+    events.next().await.expect("started");
+    agent.shutdown(Duration::from_secs(5)).await.expect("begun");
+    let Some(Event::ProgramExited(exit)) = events.next().await else { panic!("no exit") };
+    assert_eq!((exit.code, exit.signal), (143, Some(15)));
+    assert!(qemu.ended().await, "the guest powers off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_guest_answers_at_once_whatever_was_under_way() {
+    let Some(kernel) = image::kernel() else { return };
+    let dir = prepare(&kernel);
+    for under_way in [false, true] {
+        let (mut source, agent, welcome, mut events) = boot(&kernel, Machine::Microvm, dir.path()).await;
+        agent.configure(&config(&["box", "program"], "")).await.expect("taken");
+        events.next().await.expect("started");
+        let mut flood = None;
+        if under_way {
+            let session = flood.insert(agent.exec(command(&["box", "flood"])).await.expect("started"));
+            for _ in 0..20 {
+                session.next().await.expect("output");
+            }
+        }
+        source.save().await;
+        drop((flood, agent, source));
+        let boot_id = welcome.boot_id;
+        let (mut welcomes, mut pings, mut refreshes) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..20_u64 {
+            let own = TempDir::new().expect("a directory");
+            let mut fork = Qemu::start(&kernel, Machine::Microvm, dir.path(), own.path(), Start::Restore).await;
+            // The host connects before the guest runs, or after.
+            let early = if round % 2 == 0 { Some(fork.agent_port().await) } else { None };
+            fork.load(dir.path()).await;
+            let begun = Instant::now();
+            fork.qmp("cont", serde_json::json!({})).await;
+            let port = match early {
+                Some(port) => port,
+                None => fork.agent_port().await,
+            };
+            let (agent, welcome, _events) =
+                Agent::connect(port, Duration::from_secs(5)).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+            welcomes.push(begun.elapsed());
+            let begun = Instant::now();
+            agent.ping(PATIENCE).await.expect("an answer");
+            pings.push(begun.elapsed());
+            assert_eq!(welcome.boot_id, boot_id);
+            let begun = Instant::now();
+            agent.refresh(&refresh(round + 1, now_ns(), "fork"), PATIENCE).await.expect("refreshed");
+            refreshes.push(begun.elapsed());
+            assert_eq!(run(&agent, &["echo", "still", "here"]).await.0, "still\n");
+        }
+        for (what, times) in [("welcome", &mut welcomes), ("ping", &mut pings), ("refresh", &mut refreshes)] {
+            times.sort();
+            eprintln!("{what} after restore (flood: {under_way}): median {:?}, worst {:?}", times[10], times[19]);
+        }
+        // Loose, for machines that are busy; a missed wake-up would be seconds or never.
+        assert!(welcomes[10] < Duration::from_millis(100), "{welcomes:?}");
+    }
+}
