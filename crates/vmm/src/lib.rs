@@ -1,1 +1,33 @@
-//! (see ARCHITECTURE.md)
+//! VMM processes: launch, load, control, wait for their end, find them again, dial the guest.
+//!
+//! In: a [`LaunchSpec`] that names a directory and a machine. Out: a [`Vmm`], or an error that
+//! says what was tried on what. A VMM belongs to nobody: it runs in its own session, outlives the
+//! daemon and is found again by its [`Seat`].
+//!
+//! Not here: disks and memory files are made, cloned, published and deleted by others; nothing
+//! here knows what the guest says on its channel; nothing decides, records or retries.
+
+#[cfg(feature = "fake")]
+pub mod fake;
+mod fault;
+mod kvm;
+mod launcher;
+mod process;
+mod qemu;
+mod socket;
+mod spec;
+mod sys;
+mod usage;
+mod vmm;
+
+pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
+pub use kvm::{accel, evidence};
+pub use launcher::Launcher;
+pub use process::{Ended, Exit};
+pub use qemu::probe::{BackendProbe, probe};
+pub use spec::{
+    AGENT_SOCKET, LaunchSpec, MEMORY, Machine, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG,
+    SOCKETS, SavedState, Seat, StateFormat, VMM_LOG, device_set,
+};
+pub use usage::{Usage, resource_usage};
+pub use vmm::{Adopted, Loaded, Vmm};

@@ -1,0 +1,343 @@
+//! A double of VMMs in memory: the same files and sockets, the same states, refusals and ends,
+//! without a guest. For tests of whoever uses this crate; the contract suite keeps it honest.
+//!
+//! A [`FakeHost`] stands for the host that VMMs run on: it outlives the "daemon" of a test, which
+//! can be dropped and made anew, and finds its VMMs again by their seats. It can be asked what is
+//! still alive, and can fail the nth call before or after its effect.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
+use crate::process::{Ended, Exit};
+use crate::spec::{
+    AGENT_SOCKET, LaunchSpec, MEMORY, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG, SavedState,
+    Seat, StateFormat, VMM_LOG, device_set,
+};
+use crate::{qemu, socket};
+
+const PAGE: u64 = 4096;
+/// Above every pid that Linux gives.
+const FIRST_PID: u32 = 1 << 23;
+const BOOT: &str = "fake-boot";
+
+/// Where a call is made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Nothing has happened.
+    Before,
+    /// It has happened, and the answer is an error all the same.
+    After,
+}
+
+/// Serves the guest's end of a dialled connection: gets the stream and the VMM's directory.
+pub type Guest = dyn Fn(UnixStream, &Path) + Send + Sync;
+
+/// A host of fake VMMs. A clone is the same host.
+#[derive(Clone)]
+pub struct FakeHost {
+    state: Arc<Mutex<State>>,
+    guest: Arc<Guest>,
+}
+
+#[derive(Default)]
+struct State {
+    vmms: BTreeMap<u32, Running>,
+    launched: u32,
+    calls: u32,
+    fail: Option<(u32, When)>,
+}
+
+struct Running {
+    seat: Seat,
+    device_set: String,
+    run_state: RunState,
+    /// Pages written by the "guest" over a private mapping.
+    own: BTreeMap<u64, u8>,
+    exit: watch::Sender<Option<Exit>>,
+    _sockets: [UnixListener; 2],
+}
+
+/// A handle on a fake VMM.
+#[derive(Debug, Clone)]
+pub struct Fake {
+    host: FakeHost,
+    seat: Seat,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl std::fmt::Debug for FakeHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FakeHost").field("alive", &self.alive()).finish_non_exhaustive()
+    }
+}
+
+impl FakeHost {
+    /// A host whose guests are served by `guest`, which is called within the dialling task.
+    pub fn new(guest: impl Fn(UnixStream, &Path) + Send + Sync + 'static) -> Self {
+        Self { state: Arc::default(), guest: Arc::new(guest) }
+    }
+
+    /// The seats of all VMMs that have not ended.
+    #[must_use]
+    pub fn alive(&self) -> Vec<Seat> {
+        self.lock().vmms.values().map(|vmm| vmm.seat.clone()).collect()
+    }
+
+    /// How many calls were made, of any kind.
+    #[must_use]
+    pub fn calls(&self) -> u32 {
+        self.lock().calls
+    }
+
+    /// Lets the nth call from now fail, counted from 0; `None` lets all succeed.
+    pub fn fail(&self, nth: Option<(u32, When)>) {
+        let mut state = self.lock();
+        state.fail = nth.map(|(nth, when)| (state.calls + nth, when));
+    }
+
+    /// The VMM in that directory ends by itself.
+    pub fn end(&self, dir: &Path, ended: Ended) {
+        let mut state = self.lock();
+        let pids: Vec<u32> = state.vmms.values().filter(|v| v.seat.dir == dir).map(|v| v.seat.pid).collect();
+        for pid in pids {
+            state.end(pid, ended);
+        }
+    }
+
+    /// The guest in that directory fills a page of its memory with a byte.
+    ///
+    /// # Errors
+    /// There is no such VMM, or its memory file cannot be written.
+    pub fn write_guest(&self, dir: &Path, page: u64, byte: u8) -> io::Result<()> {
+        let mut state = self.lock();
+        let vmm = state.vmms.values_mut().find(|v| v.seat.dir == dir).ok_or(io::ErrorKind::NotFound)?;
+        match vmm.seat.ram {
+            Ram::Private => {
+                vmm.own.insert(page, byte);
+                Ok(())
+            }
+            Ram::Shared => File::options().write(true).open(dir.join(MEMORY))?.write_all_at(&[byte; 4096], page * PAGE),
+        }
+    }
+
+    pub(crate) fn boot(&self, spec: &LaunchSpec) -> Result<Fake, LaunchError> {
+        self.call(LaunchError::Demanded, || {
+            for (what, path) in [("kernel", &spec.machine.kernel), ("initrd", &spec.machine.initrd)] {
+                open(what, path)?;
+            }
+            let make = |source| LaunchError::Make { what: "memory file", path: spec.dir.join(MEMORY), source };
+            socket::remove(&spec.dir.join(MEMORY)).map_err(make)?;
+            let memory = File::create_new(spec.dir.join(MEMORY)).map_err(make)?;
+            memory.set_len(spec.machine.memory.size().bytes()).map_err(make)?;
+            self.launch(spec, &memory, Ram::Shared, RunState::Running)
+        })
+    }
+
+    pub(crate) fn load(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Fake, LaunchError> {
+        self.call(LaunchError::Demanded, || {
+            let (vmstate, path) = (spec.dir.join(&from.vmstate), spec.dir.join(&from.memory));
+            open("saved state", &vmstate)?;
+            let memory = open("saved memory", &path)?;
+            let wanted = spec.machine.memory.size().bytes();
+            let found = memory.metadata().map(|m| m.len()).unwrap_or_default();
+            if found != wanted {
+                return Err(LaunchError::MemorySize { path, found, wanted });
+            }
+            if fs::read_to_string(&vmstate).ok() != Some(device_set(&spec.machine)) {
+                let log_tail = "saved for another machine, or damaged".to_owned();
+                return Err(LaunchError::Unloadable {
+                    vmstate,
+                    exit: Box::new(Exit { ended: Ended::Code(1), log_tail }),
+                });
+            }
+            self.launch(spec, &memory, Ram::Private, RunState::Paused)
+        })
+    }
+
+    pub(crate) fn adopt(&self, seat: &Seat) -> Result<Option<Fake>, AdoptError> {
+        self.call(AdoptError::Demanded, || {
+            let state = self.lock();
+            let found = state.vmms.get(&seat.pid).filter(|vmm| vmm.seat == *seat);
+            Ok(found.map(|vmm| Fake { host: self.clone(), seat: seat.clone(), exit: vmm.exit.subscribe() }))
+        })
+    }
+
+    pub(crate) fn kill_in(&self, dir: &Path) -> Result<(), KillError> {
+        self.call(KillError::Demanded, || {
+            self.end(dir, Ended::Signal(9));
+            qemu::remove_sockets(dir)
+        })
+    }
+
+    fn launch(&self, spec: &LaunchSpec, memory: &File, ram: Ram, run_state: RunState) -> Result<Fake, LaunchError> {
+        for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
+            open(what, &spec.dir.join(name))?;
+        }
+        let make = |what, name: &str| {
+            let path = spec.dir.join(name);
+            move |source| LaunchError::Make { what, path, source }
+        };
+        File::create(spec.dir.join(VMM_LOG)).map_err(make("log", VMM_LOG))?;
+        File::options().append(true).create(true).open(spec.dir.join(SERIAL_LOG)).map_err(make("log", SERIAL_LOG))?;
+        let listen = |name| socket::listen(&spec.dir, name).map_err(make("socket", name));
+        let sockets = [listen(QMP_SOCKET)?, listen(AGENT_SOCKET)?];
+        let mut state = self.lock();
+        state.launched += 1;
+        let seat = Seat {
+            pid: FIRST_PID + state.launched,
+            start_ticks: u64::from(state.launched),
+            boot_id: BOOT.into(),
+            dir: spec.dir.clone(),
+            backend: spec.machine.backend,
+            ram,
+            memory_inode: memory.metadata().map_err(make("memory file", MEMORY))?.ino(),
+            memory: spec.machine.memory,
+        };
+        let (tell, exit) = watch::channel(None);
+        let device_set = device_set(&spec.machine);
+        let own = BTreeMap::new();
+        let vmm = Running { seat: seat.clone(), device_set, run_state, own, exit: tell, _sockets: sockets };
+        state.vmms.insert(seat.pid, vmm);
+        Ok(Fake { host: self.clone(), seat, exit })
+    }
+
+    /// Counts a call, and lets it fail if it is the one.
+    fn call<T, E>(&self, demanded: E, effect: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let fail = {
+            let mut state = self.lock();
+            let this = state.calls;
+            state.calls += 1;
+            state.fail.filter(|(nth, _)| *nth == this).map(|(_, when)| when)
+        };
+        match fail {
+            None => effect(),
+            Some(When::Before) => Err(demanded),
+            Some(When::After) => effect().and(Err(demanded)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn end(&mut self, pid: u32, ended: Ended) {
+        if let Some(vmm) = self.vmms.remove(&pid) {
+            vmm.exit.send_replace(Some(Exit { ended, log_tail: String::new() }));
+        }
+    }
+}
+
+impl Fake {
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    pub(crate) async fn resume(&self) -> Result<(), ControlError> {
+        self.control("cont", |vmm| {
+            vmm.run_state = RunState::Running;
+            Ok(())
+        })
+    }
+
+    pub(crate) async fn pause(&self) -> Result<(), ControlError> {
+        self.control("stop", |vmm| {
+            vmm.run_state = RunState::Paused;
+            Ok(())
+        })
+    }
+
+    pub(crate) async fn run_state(&self) -> Result<RunState, ControlError> {
+        self.control("query-status", |vmm| Ok(vmm.run_state))
+    }
+
+    pub(crate) async fn save_state(&self, vmstate: &Path) -> Result<StateFormat, ControlError> {
+        let path = self.seat.dir.join(vmstate);
+        self.control("save the device state", |vmm| {
+            if vmm.run_state == RunState::Running {
+                return Err(ControlError::NotPaused { action: "save the device state" });
+            }
+            match fs::write(&path, &vmm.device_set) {
+                Ok(()) => Ok(StateFormat::QemuDevices),
+                Err(source) => Err(ControlError::Write { what: "device state", path, source }),
+            }
+        })
+    }
+
+    pub(crate) async fn write_private_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
+        let path = self.seat.dir.join(onto);
+        self.control("write the guest's own pages", |vmm| {
+            if vmm.seat.ram == Ram::Shared {
+                return Err(ControlError::SharedRam);
+            }
+            if vmm.run_state == RunState::Running {
+                return Err(ControlError::NotPaused { action: "write the guest's own pages" });
+            }
+            let write = || -> io::Result<()> {
+                let file = File::options().write(true).open(&path)?;
+                if file.metadata()?.len() != vmm.seat.memory.size().bytes() {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                vmm.own.iter().try_for_each(|(page, byte)| file.write_all_at(&[*byte; 4096], page * PAGE))
+            };
+            write().map_err(|source| ControlError::Write { what: "memory file", path: path.clone(), source })?;
+            let zero = vmm.own.values().filter(|byte| **byte == 0).count() as u64;
+            Ok(PageCount { changed: vmm.own.len() as u64, zero })
+        })
+    }
+
+    pub(crate) async fn dial_guest(&self) -> Result<UnixStream, ControlError> {
+        let unreachable = |source| ControlError::Unreachable { socket: self.seat.dir.join(AGENT_SOCKET), source };
+        self.control("dial the guest", |_| Ok(()))?;
+        let (ours, guest) = UnixStream::pair().map_err(unreachable)?;
+        (self.host.guest)(guest, &self.seat.dir);
+        Ok(ours)
+    }
+
+    pub(crate) fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+        let mut exit = self.exit.clone();
+        async move {
+            let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+            ended.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() })
+        }
+    }
+
+    pub(crate) async fn kill(&self) -> Result<(), KillError> {
+        self.host.call(KillError::Demanded, || {
+            self.host.lock().end(self.seat.pid, Ended::Signal(9));
+            qemu::remove_sockets(&self.seat.dir)
+        })
+    }
+
+    fn control<T>(
+        &self,
+        command: &'static str,
+        effect: impl FnOnce(&mut Running) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        self.host.call(ControlError::Demanded, || {
+            let mut state = self.host.lock();
+            match state.vmms.get_mut(&self.seat.pid) {
+                Some(vmm) => effect(vmm),
+                None => {
+                    let exit = self.exit.borrow().clone();
+                    let exit = exit.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() });
+                    Err(ControlError::Gone { command, exit: Box::new(exit) })
+                }
+            }
+        })
+    }
+}
+
+fn open(what: &'static str, path: &PathBuf) -> Result<File, LaunchError> {
+    File::open(path).map_err(|source| LaunchError::Open { what, path: path.clone(), source })
+}

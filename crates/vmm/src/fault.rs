@@ -1,0 +1,258 @@
+//! What can go wrong with a VMM, one type per group of operations.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hearth_model::error::io_kind;
+use hearth_model::{ErrorKind, Kind};
+
+use crate::process::Exit;
+
+/// A VMM could not be launched; nothing of it is left but log files (and `memory`, after a boot).
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The VMM's program is not on this host.
+    #[error("find the program {}", program.display())]
+    NoProgram { program: PathBuf },
+    /// A file that the launch needs cannot be opened.
+    #[error("open the {what} {}", path.display())]
+    Open {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file is not as long as the machine's memory.
+    #[error("map the memory {}: it has {found} bytes, the machine {wanted}", path.display())]
+    MemorySize { path: PathBuf, found: u64, wanted: u64 },
+    /// Something that the launch makes could not be made.
+    #[error("make the {what} {}", path.display())]
+    Make {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The process could not be started.
+    #[error("start {}", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM ended before it was ready.
+    #[error("set up the VMM: it ended by itself ({})", exit.ended)]
+    Died { exit: Box<Exit> },
+    /// The VMM ended while it read the saved state.
+    #[error("load {}: the VMM does not take it ({})", vmstate.display(), exit.ended)]
+    Unloadable { vmstate: PathBuf, exit: Box<Exit> },
+    /// The VMM refused a command, or did not answer.
+    #[error("set up the VMM")]
+    Control(#[source] ControlError),
+    /// Made to fail by a test's fake.
+    #[cfg(feature = "fake")]
+    #[error("launch, as a test demanded")]
+    Demanded,
+}
+
+impl Kind for LaunchError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoProgram { .. } => ErrorKind::Unsupported,
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::Open { source, .. } | Self::Make { source, .. } | Self::Spawn { source, .. } => io_kind(source),
+            Self::MemorySize { .. } | Self::Unloadable { .. } => ErrorKind::Incompatible,
+            Self::Died { .. } => ErrorKind::VmmFailed,
+            Self::Control(source) => source.kind(),
+            #[cfg(feature = "fake")]
+            Self::Demanded => ErrorKind::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoProgram { .. } => {
+                Some("install QEMU (Debian: apt install qemu-system-x86), or configure its path".into())
+            }
+            Self::Open { what: "kernel" | "initrd", .. } => {
+                Some("`hearth doctor` says which kernel is used and how to get one".into())
+            }
+            Self::Unloadable { exit, .. } => Some(format!(
+                "it was saved by another version or for another machine, or is damaged; the VMM says: {}",
+                exit.log_tail
+            )),
+            Self::Died { exit } => exit.hint(),
+            Self::Control(source) => source.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// A command to a VMM did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its socket cannot be reached.
+    #[error("reach the VMM at {}", socket.display())]
+    Unreachable {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// It answered no.
+    #[error("{command}: the VMM answers {answer:?}")]
+    Refused { command: &'static str, answer: String },
+    /// It speaks something else than expected.
+    #[error("{command}: the VMM's answer cannot be read: {line:?}")]
+    Garbled { command: &'static str, line: String },
+    /// It has ended.
+    #[error("{command}: the VMM has ended ({})", exit.ended)]
+    Gone { command: &'static str, exit: Box<Exit> },
+    /// It did not answer in time.
+    #[error("{command}: the VMM did not answer within {} s", after.as_secs())]
+    Silent { command: &'static str, after: Duration },
+    /// Only possible while the guest is paused.
+    #[error("{action}: the guest runs")]
+    NotPaused { action: &'static str },
+    /// Only a loaded guest has pages of its own; a booted one's memory is all in its file.
+    #[error("write the guest's own pages: its memory is shared with the file already")]
+    SharedRam,
+    /// The guest's pages could not be found or copied.
+    #[error("{action}")]
+    Pages {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A file for what is saved cannot be written.
+    #[error("write the {what} {}", path.display())]
+    Write {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Made to fail by a test's fake.
+    #[cfg(feature = "fake")]
+    #[error("control, as a test demanded")]
+    Demanded,
+}
+
+impl Kind for ControlError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::Garbled { .. }
+            | Self::Gone { .. }
+            | Self::Silent { .. } => ErrorKind::VmmFailed,
+            Self::NotPaused { .. } => ErrorKind::WrongState,
+            Self::SharedRam => ErrorKind::Internal,
+            Self::Pages { source, .. } | Self::Write { source, .. } => io_kind(source),
+            #[cfg(feature = "fake")]
+            Self::Demanded => ErrorKind::VmmFailed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gone { exit, .. } => exit.hint(),
+            Self::Pages { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("reading a guest's pages needs root, or the VMM's user with kernel.yama.ptrace_scope=0".into())
+            }
+            Self::NotPaused { .. } => Some("pause it first".into()),
+            _ => None,
+        }
+    }
+}
+
+/// It could not be found out whether a VMM is there: neither "alive" nor "gone" is known.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The process table did not answer.
+    #[error("look for the VMM with process id {pid}")]
+    Look {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    /// Made to fail by a test's fake.
+    #[cfg(feature = "fake")]
+    #[error("adopt, as a test demanded")]
+    Demanded,
+}
+
+impl Kind for AdoptError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Look { source, .. } => io_kind(source),
+            #[cfg(feature = "fake")]
+            Self::Demanded => ErrorKind::HostFailed,
+        }
+    }
+}
+
+/// A VMM may still be there, or some of its sockets.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    /// It was not found out whether it is there.
+    #[error("find the VMM to kill")]
+    Look(#[source] AdoptError),
+    /// The signal was refused.
+    #[error("kill the VMM with process id {pid}")]
+    Signal {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    /// A killed process that does not go (stuck in the kernel).
+    #[error("wait for the end of the VMM with process id {pid}: still there after {} s", after.as_secs())]
+    Lingers { pid: u32, after: Duration },
+    /// A socket could not be removed.
+    #[error("remove the socket {}", path.display())]
+    Socket {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Made to fail by a test's fake.
+    #[cfg(feature = "fake")]
+    #[error("kill, as a test demanded")]
+    Demanded,
+}
+
+impl Kind for KillError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Look(source) => source.kind(),
+            Self::Signal { source, .. } | Self::Socket { source, .. } => io_kind(source),
+            Self::Lingers { .. } => ErrorKind::HostFailed,
+            #[cfg(feature = "fake")]
+            Self::Demanded => ErrorKind::HostFailed,
+        }
+    }
+}
+
+/// What a VMM uses could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// There is no such process any more.
+    #[error("read what the VMM with process id {pid} uses: it has ended")]
+    Gone { pid: u32 },
+    /// The process table did not answer.
+    #[error("read what the VMM with process id {pid} uses")]
+    Read {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Kind for UsageError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Gone { .. } => ErrorKind::WrongState,
+            Self::Read { source, .. } => io_kind(source),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! A VMM as a process of the host: started in a session of its own, watched and ended by pidfd,
+//! found again by pid, start time and boot.
+//!
+//! A pid alone names nobody: it is used again. Whoever holds a pidfd that was checked against the
+//! recorded start time holds that process and no other.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::spec::VMM_LOG;
+use crate::sys;
+
+/// A killed process leaves at once, unless the kernel is stuck in I/O for it.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// Nobody knows: it was not started by this process.
+    Unknown,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("how is not known"),
+        }
+    }
+}
+
+/// The end of a VMM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// How it ended.
+    pub ended: Ended,
+    /// The last lines of its log.
+    pub log_tail: String,
+}
+
+impl Exit {
+    pub(crate) fn hint(&self) -> Option<String> {
+        (!self.log_tail.is_empty()).then(|| format!("the VMM's last words: {}", self.log_tail))
+    }
+}
+
+/// A process to start.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// What follows the program's name.
+    pub args: Vec<OsString>,
+    /// Its working directory; output goes to [`VMM_LOG`] in it.
+    pub dir: PathBuf,
+    /// Its descriptors 3, 4, …
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A VMM's process, watched by a task until its end. A clone is another handle on the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    pub pid: u32,
+    pub start_ticks: u64,
+    pidfd: Arc<OwnedFd>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+/// Starts the program. On return it is at most a moment before `exec`.
+pub(crate) fn start(program: Program, log: File) -> io::Result<Process> {
+    let null = File::open("/dev/null")?;
+    let wanted = [null.as_fd(), log.as_fd(), log.as_fd()].into_iter().chain(program.fds.iter().map(AsFd::as_fd));
+    let floor = 3 + i32::try_from(program.fds.len()).unwrap_or(i32::MAX);
+    let fds: Vec<OwnedFd> = wanted.map(|fd| sys::above(fd, floor)).collect::<io::Result<_>>()?;
+
+    let c = |s: &OsStr| CString::new(s.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let env = std::env::vars_os().map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        c(&name)
+    });
+    let pid = sys::spawn(&sys::Spawn {
+        argv: [c(program.path.as_os_str())]
+            .into_iter()
+            .chain(program.args.iter().map(|a| c(a)))
+            .collect::<Result<_, _>>()?,
+        program: c(program.path.as_os_str())?,
+        env: env.collect::<Result<_, _>>()?,
+        dir: c(program.dir.as_os_str())?,
+        fds: fds.iter().map(AsFd::as_fd).collect(),
+    })?;
+    // Our own child, which nobody else waits for: its pid is its own until we have waited.
+    let pidfd = rustix::process::pidfd_open(raw_pid(pid)?, PidfdFlags::NONBLOCK)?;
+    let start_ticks = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?.start_ticks;
+    watch_end(pid, start_ticks, pidfd, program.dir)
+}
+
+/// Finds a process again. `None`: looked, and it is not there any more.
+pub(crate) fn find(pid: u32, start_ticks: u64, boot: &str, dir: &Path) -> io::Result<Option<Process>> {
+    if boot != boot_id()? {
+        return Ok(None);
+    }
+    let pidfd = match rustix::process::pidfd_open(raw_pid(pid)?, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match stat(pid)? {
+        Some(stat) if stat.start_ticks == start_ticks && !stat.dead => {
+            watch_end(pid, start_ticks, pidfd, dir.to_owned()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+impl Process {
+    /// Its end; already there when it has ended.
+    pub(crate) fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+        let mut exit = self.exit.clone();
+        async move {
+            let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+            // The watching task only ends without a word when its runtime does.
+            ended.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() })
+        }
+    }
+
+    /// Ends it at once and waits until it is gone; already gone is success.
+    pub(crate) async fn kill(&self) -> Result<(), KillProblem> {
+        match rustix::process::pidfd_send_signal(&*self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(KillProblem::Signal(error.into())),
+        }
+        // Cancel-safe: only a receiver is dropped.
+        match tokio::time::timeout(KILL_DEADLINE, self.exited()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(KillProblem::Lingers(KILL_DEADLINE)),
+        }
+    }
+}
+
+/// Why a process is still there.
+#[derive(Debug)]
+pub(crate) enum KillProblem {
+    Signal(io::Error),
+    Lingers(Duration),
+}
+
+fn watch_end(pid: u32, start_ticks: u64, pidfd: OwnedFd, dir: PathBuf) -> io::Result<Process> {
+    let pidfd = Arc::new(pidfd);
+    let (tell, exit) = watch::channel(None);
+    let ready = sys::watched(Arc::clone(&pidfd))?;
+    // Ends with the process; holding the pidfd, it also keeps it from staying a zombie.
+    tokio::spawn(async move {
+        let ended = match ready.readable().await {
+            Ok(_) => reap(&ready),
+            Err(_) => Ended::Unknown,
+        };
+        let log_tail = tail(&dir.join(VMM_LOG));
+        tracing::debug!(pid, %ended, "VMM process ended");
+        let _ = tell.send(Some(Exit { ended, log_tail }));
+    });
+    Ok(Process { pid, start_ticks, pidfd, exit })
+}
+
+fn reap(pidfd: &AsyncFd<Arc<OwnedFd>>) -> Ended {
+    let fd = pidfd.get_ref().as_fd();
+    match rustix::process::waitid(WaitId::PidFd(fd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ended::Code(code),
+            (None, Some(signal)) => Ended::Signal(signal),
+            (None, None) => Ended::Unknown,
+        },
+        // Not our child: adopted.
+        _ => Ended::Unknown,
+    }
+}
+
+/// One line of `/proc/PID/stat`.
+#[derive(Debug)]
+pub(crate) struct Stat {
+    /// Clock ticks since the host's boot.
+    pub start_ticks: u64,
+    /// Clock ticks of CPU, user and system.
+    pub cpu_ticks: u64,
+    /// Ended, and not waited for.
+    pub dead: bool,
+}
+
+/// `None`: there is no such process.
+pub(crate) fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    let text = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(error) if gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    parse_stat(&String::from_utf8_lossy(&text))
+        .map(Some)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the line in stat is not understood"))
+}
+
+/// Whether reading below `/proc/PID` says that the process is not there.
+pub(crate) fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// The second field is the program's name in parentheses, and may itself contain `) `.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
+    let number = |nth: usize| fields.get(nth - 3)?.parse::<u64>().ok();
+    Some(Stat {
+        dead: matches!(*fields.first()?, "Z" | "X"),
+        cpu_ticks: number(14)? + number(15)?,
+        start_ticks: number(22)?,
+    })
+}
+
+/// This boot of the host.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn raw_pid(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// The last lines of a log, on one line.
+fn tail(path: &Path) -> String {
+    const BYTES: i64 = 2048;
+    const LINES: usize = 8;
+    let read = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        if file.metadata()?.len() > BYTES.unsigned_abs() {
+            file.seek(SeekFrom::End(-BYTES))?;
+        }
+        let mut bytes = Vec::new();
+        file.take(BYTES.unsigned_abs()).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("; ")
+}
+
+/// The processes with that working directory that were started with `-name NAME`, and when.
+pub(crate) fn with_cwd(dir: &Path, name: &str) -> io::Result<Vec<(u32, u64)>> {
+    let Ok(dir) = dir.canonicalize() else {
+        // A directory that is not there is nobody's.
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        match fs::read_link(format!("/proc/{pid}/cwd")) {
+            Ok(cwd) if cwd == dir => {}
+            Ok(_) => continue,
+            Err(error) if gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(error) => return Err(error),
+        }
+        // Someone's shell may stand in the directory too.
+        let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = args.split(|byte| *byte == 0).collect();
+        if args.windows(2).any(|pair| pair == [b"-name", name.as_bytes()])
+            && let Some(stat) = stat(pid)?
+        {
+            found.push((pid, stat.start_ticks));
+        }
+    }
+    Ok(found)
+}
+
+/// The program of that path or, for a bare name, found in `PATH`.
+pub(crate) fn look_up(program: &Path) -> Option<PathBuf> {
+    use rustix::fs::{Access, access};
+    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if program.as_os_str().as_bytes().contains(&b'/') {
+        return runs(program).then(|| std::path::absolute(program).ok()).flatten();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from_vec(b"/usr/bin:/bin".to_vec()));
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|found| runs(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_named_like_a_stat_line_is_still_read() {
+        let line = "42 (a) R 1 (b)) S 1 42 42 0 -1 4194560 9 0 0 0 11 22 0 0 20 0 1 0 777 1000 5 18";
+        let stat = parse_stat(line).expect("a stat line");
+        assert_eq!((stat.cpu_ticks, stat.start_ticks, stat.dead), (33, 777, false));
+        assert!(parse_stat("42 (a").is_none());
+    }
+
+    #[test]
+    fn this_process_is_found_and_another_boot_s_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _in = runtime.enter();
+        let me = std::process::id();
+        let boot = boot_id().expect("a boot id");
+        let ticks = stat(me).expect("stat").expect("this process").start_ticks;
+        let at = |ticks, boot: &str| find(me, ticks, boot, Path::new("/")).expect("could look").is_some();
+        assert!(at(ticks, &boot));
+        assert!(!at(ticks + 1, &boot), "the same pid, used again");
+        assert!(!at(ticks, "another boot"));
+    }
+
+    #[test]
+    fn only_what_can_be_run_is_a_program() {
+        assert!(look_up(Path::new("sh")).is_some());
+        let text = tempfile::NamedTempFile::new().expect("a file");
+        assert!(look_up(text.path()).is_none());
+        assert!(look_up(Path::new("no-such-program-here")).is_none());
+    }
+}

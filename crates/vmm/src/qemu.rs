@@ -1,0 +1,163 @@
+//! The QEMU backend: boards `microvm` and `q35`, run by KVM or translated (TCG).
+//!
+//! What a fork costs is decided here: guest RAM is one file. A booted guest shares it, so that a
+//! paused guest's memory is already in a file; a loaded guest maps it privately, so that any
+//! number of them start from one file without a copy, and what one of them changed is exactly the
+//! private pages of its mapping. The device state is saved without RAM (`snapshot.rs`).
+
+pub(crate) mod control;
+pub(crate) mod launch;
+mod load;
+mod pages;
+pub(crate) mod probe;
+mod snapshot;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
+use crate::process::{self, Exit, KillProblem, Process};
+use crate::socket;
+use crate::spec::{AGENT_SOCKET, LaunchSpec, PageCount, Ram, RunState, SOCKETS, SavedState, Seat, StateFormat};
+use control::Qmp;
+
+/// A handle on one QEMU process. A clone is another handle on the same one.
+#[derive(Debug, Clone)]
+pub struct Qemu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    process: Process,
+    seat: Seat,
+    /// Held while a command is under way. QEMU serves one connection at a time, so none is kept
+    /// between commands: only a load leaves its own here, for the resume that follows.
+    control: Mutex<Option<Qmp>>,
+}
+
+pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Qemu, LaunchError> {
+    let started = launch::boot(spec).await?;
+    Ok(Qemu::new(started.process, started.seat, None))
+}
+
+pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Qemu, LaunchError> {
+    let started = load::load(spec, from).await?;
+    Ok(Qemu::new(started.process, started.seat, Some(started.qmp)))
+}
+
+/// `None`: looked, and it is not there.
+pub(crate) fn adopt(seat: &Seat) -> Result<Option<Qemu>, AdoptError> {
+    let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir)
+        .map_err(|source| AdoptError::Look { pid: seat.pid, source })?;
+    Ok(found.map(|process| Qemu::new(process, seat.clone(), None)))
+}
+
+/// Ends the VMM whose working directory this is, though nobody recorded its seat.
+pub(crate) async fn kill_in(dir: &Path) -> Result<(), KillError> {
+    let look = |source| KillError::Look(AdoptError::Look { pid: 0, source });
+    let boot = process::boot_id().map_err(look)?;
+    for (pid, start_ticks) in process::with_cwd(dir, launch::NAME).map_err(look)? {
+        let look = |source| KillError::Look(AdoptError::Look { pid, source });
+        if let Some(process) = process::find(pid, start_ticks, &boot, dir).map_err(look)? {
+            end(&process).await?;
+        }
+    }
+    remove_sockets(dir)
+}
+
+impl Qemu {
+    fn new(process: Process, seat: Seat, control: Option<Qmp>) -> Self {
+        Self(Arc::new(Inner { process, seat, control: Mutex::new(control) }))
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.0.seat
+    }
+
+    pub(crate) async fn resume(&self) -> Result<(), ControlError> {
+        self.run("cont").await
+    }
+
+    pub(crate) async fn pause(&self) -> Result<(), ControlError> {
+        self.run("stop").await
+    }
+
+    async fn run(&self, command: &'static str) -> Result<(), ControlError> {
+        let mut held = self.0.control.lock().await;
+        let mut qmp = self.qmp(held.take()).await?;
+        qmp.run(&self.0.process, command, None).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn run_state(&self) -> Result<RunState, ControlError> {
+        let mut held = self.0.control.lock().await;
+        self.qmp(held.take()).await?.run_state(&self.0.process).await
+    }
+
+    pub(crate) async fn save_state(&self, vmstate: &Path) -> Result<StateFormat, ControlError> {
+        let mut held = self.0.control.lock().await;
+        let mut qmp = self.qmp(held.take()).await?;
+        snapshot::save(&mut qmp, &self.0.process, &self.absolute(vmstate)).await
+    }
+
+    pub(crate) async fn write_private_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
+        if self.0.seat.ram == Ram::Shared {
+            return Err(ControlError::SharedRam);
+        }
+        // Held until the pages are written: no resume by another handle's clone in between.
+        let mut held = self.0.control.lock().await;
+        let mut qmp = self.qmp(held.take()).await?;
+        if qmp.run_state(&self.0.process).await? == RunState::Running {
+            return Err(ControlError::NotPaused { action: "write the guest's own pages" });
+        }
+        let (seat, onto) = (self.0.seat.clone(), self.absolute(onto));
+        match tokio::task::spawn_blocking(move || pages::write_onto(&seat, &onto)).await {
+            Ok(written) => written,
+            Err(stopped) => Err(ControlError::Pages { action: "copy the guest's pages", source: stopped.into() }),
+        }
+    }
+
+    pub(crate) async fn dial_guest(&self) -> Result<UnixStream, ControlError> {
+        let dir = &self.0.seat.dir;
+        socket::connect(dir, AGENT_SOCKET)
+            .await
+            .map_err(|source| ControlError::Unreachable { socket: dir.join(AGENT_SOCKET), source })
+    }
+
+    pub(crate) fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+        self.0.process.exited()
+    }
+
+    pub(crate) async fn kill(&self) -> Result<(), KillError> {
+        end(&self.0.process).await?;
+        remove_sockets(&self.0.seat.dir)
+    }
+
+    async fn qmp(&self, kept: Option<Qmp>) -> Result<Qmp, ControlError> {
+        match kept {
+            Some(qmp) => Ok(qmp),
+            None => Qmp::connect(&self.0.seat.dir, &self.0.process).await,
+        }
+    }
+
+    fn absolute(&self, path: &Path) -> PathBuf {
+        self.0.seat.dir.join(path)
+    }
+}
+
+async fn end(process: &Process) -> Result<(), KillError> {
+    let pid = process.pid;
+    process.kill().await.map_err(|problem| match problem {
+        KillProblem::Signal(source) => KillError::Signal { pid, source },
+        KillProblem::Lingers(after) => KillError::Lingers { pid, after },
+    })
+}
+
+pub(crate) fn remove_sockets(dir: &Path) -> Result<(), KillError> {
+    for path in SOCKETS.map(|name| dir.join(name)) {
+        socket::remove(&path).map_err(|source| KillError::Socket { path, source })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Which backends this host has: QEMU's program, its version, its boards. Starts the program twice.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hearth_model::Backend;
+
+use crate::process;
+
+/// What is known of one backend on this host.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct BackendProbe {
+    /// Which backend.
+    pub backend: Backend,
+    /// Whether instances can be run on it.
+    pub available: bool,
+    /// The program's version.
+    pub version: Option<String>,
+    /// The program.
+    pub path: Option<PathBuf>,
+    /// Why it is available or not, to a person.
+    pub why: String,
+}
+
+/// Looks for QEMU (a path, or a name in `PATH`) and asks it what it can. Blocks for some 50 ms.
+#[must_use]
+pub fn probe(qemu: &Path) -> Vec<BackendProbe> {
+    let Some(path) = process::look_up(qemu) else {
+        let why = format!("{} is not installed", qemu.display());
+        return answer(None, None, |_| Err(why.clone()));
+    };
+    let asked = ask(&path, &["-version"]).and_then(|text| Ok((version(&text)?, ask(&path, &["-machine", "help"])?)));
+    match asked {
+        Err(why) => answer(Some(&path), None, |_| Err(why.clone())),
+        Ok((version, machines)) => answer(Some(&path), Some(&version), |backend| {
+            let board = match backend {
+                Backend::QemuMicrovm => "microvm",
+                Backend::Qemu => "q35",
+            };
+            if machines.lines().any(|line| line.split_ascii_whitespace().next() == Some(board)) {
+                Ok(format!("QEMU {version} has the board {board}"))
+            } else {
+                Err(format!("QEMU {version} was built without the board {board}"))
+            }
+        }),
+    }
+}
+
+fn answer(
+    path: Option<&Path>,
+    version: Option<&str>,
+    judge: impl Fn(Backend) -> Result<String, String>,
+) -> Vec<BackendProbe> {
+    let one = |backend| {
+        let judged = judge(backend);
+        BackendProbe {
+            backend,
+            available: judged.is_ok(),
+            version: version.map(str::to_owned),
+            path: path.map(Path::to_owned),
+            why: judged.unwrap_or_else(|why| why),
+        }
+    };
+    Backend::ALL.map(one).into()
+}
+
+fn ask(program: &Path, args: &[&str]) -> Result<String, String> {
+    let said = |error: &dyn std::fmt::Display| format!("{} {}: {error}", program.display(), args.join(" "));
+    let output = Command::new(program).args(args).output().map_err(|error| said(&error))?;
+    if !output.status.success() {
+        return Err(said(&String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// "QEMU emulator version 7.2.22 (Debian …)" says 7.2.22.
+fn version(text: &str) -> Result<String, String> {
+    let mut words = text.split_ascii_whitespace().skip_while(|word| *word != "version").skip(1);
+    let found = words.next().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    found.map(str::to_owned).ok_or_else(|| format!("its version is not understood: {:?}", text.lines().next()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_s_version_line_is_read() {
+        let line = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c) …";
+        assert_eq!(version(line), Ok("7.2.22".into()));
+        assert!(version("busybox").is_err());
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        for found in probe(Path::new("no-such-qemu")) {
+            assert!(!found.available);
+            assert!(found.why.contains("no-such-qemu"), "{}", found.why);
+        }
+    }
+}

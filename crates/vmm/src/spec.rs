@@ -1,0 +1,134 @@
+//! What is launched and what is left behind: machines, directories, saved states, seats.
+//!
+//! Neutral between backends: a field that only one of them reads belongs into its own folder.
+
+use std::path::PathBuf;
+
+use hearth_model::{Accel, Backend, MemMib};
+
+/// The read-only root file system: a raw disk, or a link to one. Made by the caller.
+pub const ROOTFS: &str = "disks/rootfs";
+/// The writable layer: a raw disk. Made by the caller.
+pub const OVERLAY: &str = "disks/overlay.img";
+/// Guest RAM of a booted instance, made by [`crate::Launcher::boot`]: sparse, as large as the memory.
+pub const MEMORY: &str = "memory";
+/// What the guest writes to its first serial port; appended to, so that it goes on after a load.
+pub const SERIAL_LOG: &str = "serial.log";
+/// What the VMM itself has to say; begins anew with every launch.
+pub const VMM_LOG: &str = "vmm.log";
+/// The control socket.
+pub const QMP_SOCKET: &str = "qmp.sock";
+/// The host end of the guest's port `hearth.agent`.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// Every socket that a VMM may leave in its directory.
+pub const SOCKETS: [&str; 2] = [QMP_SOCKET, AGENT_SOCKET];
+
+/// The machine a guest sees, and what it boots.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Machine {
+    /// The VMM and its board.
+    pub backend: Backend,
+    /// How vCPUs are executed.
+    pub accel: Accel,
+    /// How many, at least one.
+    pub vcpus: u8,
+    /// Guest RAM.
+    pub memory: MemMib,
+    /// The kernel: a bzImage, or the ELF inside it (boots faster). Read by a boot only.
+    pub kernel: PathBuf,
+    /// The initrd. Read by a boot only.
+    pub initrd: PathBuf,
+    /// Whether there is a network card.
+    pub network: bool,
+}
+
+/// Where a VMM is launched, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchSpec {
+    /// The instance's directory: the VMM's working directory. It exists, and has `disks/`.
+    pub dir: PathBuf,
+    /// The machine. For a load: the one that was saved.
+    pub machine: Machine,
+    /// QEMU's program: a path, or a name that is looked up in `PATH`.
+    pub qemu: PathBuf,
+}
+
+/// How a saved device state is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum StateFormat {
+    /// QEMU's device state alone, without RAM and without the configuration section.
+    #[serde(rename = "qemu-devices-1")]
+    QemuDevices,
+}
+
+/// A guest at rest: device state and memory.
+///
+/// Both paths are absolute or relative to the directory of the VMM that loads them. Both files are
+/// opened during the load and not needed by name afterwards; neither is ever written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedState {
+    /// What [`crate::Vmm::save_state`] wrote.
+    pub vmstate: PathBuf,
+    /// The guest's RAM at that moment, as long as the machine's memory.
+    pub memory: PathBuf,
+    /// What [`crate::Vmm::save_state`] returned.
+    pub format: StateFormat,
+}
+
+/// Where a guest's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ram {
+    /// In the file [`MEMORY`], which is the memory file of a snapshot once the guest is paused.
+    Shared,
+    /// In a snapshot's memory file, which is never written, with the guest's own pages over it.
+    Private,
+}
+
+/// Whether vCPUs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// They run.
+    Running,
+    /// They halt; the VMM stays.
+    Paused,
+}
+
+/// What [`crate::Vmm::write_private_pages`] wrote. A page is 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct PageCount {
+    /// Pages that the guest changed.
+    pub changed: u64,
+    /// Those of them that ended as zeroes, and take no space.
+    pub zero: u64,
+}
+
+/// Where a VMM sits: enough to find it again, and to know that it is the same one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Seat {
+    /// Its process.
+    pub pid: u32,
+    /// When that process started, in clock ticks since the host's boot.
+    pub start_ticks: u64,
+    /// The host's boot in which it started.
+    pub boot_id: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What it is.
+    pub backend: Backend,
+    /// Where its guest's memory is.
+    pub ram: Ram,
+    /// The inode of the file that guest RAM is mapped from.
+    pub memory_inode: u64,
+    /// How much guest RAM there is.
+    pub memory: MemMib,
+}
+
+/// Names the devices a guest of this machine sees. A state loads only into the set it was saved
+/// from: the manifest records it, and it changes whenever a launch's devices do.
+#[must_use]
+pub fn device_set(machine: &Machine) -> String {
+    let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network } = machine;
+    let net = if *network { "+net" } else { "" };
+    format!("{backend}-1/{}/{vcpus}cpu/{}MiB/serial+rootfs+overlay+agent+rng{net}", accel.as_str(), memory.mib())
+}
