@@ -24,6 +24,8 @@ mod resources;
 mod run;
 mod serve;
 mod settle;
+#[cfg(test)]
+mod world;
 
 pub use config::{Config, ConfigError, ServeOptions};
 pub use doctor::{Check, DoctorOptions, Verdict, doctor};

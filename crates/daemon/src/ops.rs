@@ -31,7 +31,7 @@ mod start;
 mod stop;
 
 pub(crate) mod faults;
-#[cfg(all(test, feature = "fake"))]
+#[cfg(test)]
 mod tests;
 
 /// A VMM and the agent in its guest.

@@ -1,17 +1,17 @@
-//! Failing the nth call of an operation, before or after it takes effect: for tests. Without the
-//! feature `fake` there is nothing to plan, and nothing to look at.
+//! Failing the nth call of an operation, before or after it takes effect: for tests. Outside of
+//! tests there is nothing to plan, and nothing to look at.
 
-#[cfg(feature = "fake")]
+#[cfg(test)]
 pub(crate) use planned::Faults;
-#[cfg(all(test, feature = "fake"))]
+#[cfg(test)]
 pub(crate) use planned::When;
 
 /// No failures are planned.
-#[cfg(not(feature = "fake"))]
+#[cfg(not(test))]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults;
 
-#[cfg(not(feature = "fake"))]
+#[cfg(not(test))]
 impl Faults {
     #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
     pub(crate) fn before(self, _: &'static str) -> Result<(), crate::error::OpError> {
@@ -24,7 +24,7 @@ impl Faults {
     }
 }
 
-#[cfg(feature = "fake")]
+#[cfg(test)]
 mod planned {
     use std::sync::{Arc, Mutex, PoisonError};
 

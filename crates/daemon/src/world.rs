@@ -1,0 +1,194 @@
+//! A daemon without a host, for tests: real files and records, VMMs and guests in this process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hearth_agent_client::fake::FakeGuest;
+use hearth_model::runtime::Accel;
+use hearth_model::spec::Program;
+use hearth_model::{Backend, ByteSize, InstanceSpec, InstanceState, MemMib};
+use hearth_store::Store;
+use hearth_vmm::fake::FakeHost;
+use hearth_vmm::{BackendProbe, Ended, Launcher};
+
+use crate::config::Config;
+use crate::error::OpError;
+use crate::handle::InstanceHandle;
+use crate::host::{Host, Vmms};
+use crate::paths::DataDir;
+use crate::registry::Registry;
+
+/// Guests by the VMM that they run in.
+type Guests = Arc<Mutex<HashMap<(PathBuf, u32), FakeGuest>>>;
+
+/// VMMs whose guests answer, and end when they are told to shut down.
+fn fake_host() -> FakeHost {
+    let guests = Guests::default();
+    let this: Arc<OnceLock<FakeHost>> = Arc::default();
+    let host = FakeHost::new({
+        let this = Arc::clone(&this);
+        move |stream, dir| {
+            let Some(host) = this.get().cloned() else { return };
+            let Some(seat) = host.alive().into_iter().find(|seat| seat.dir == dir) else { return };
+            let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
+            let guest = guests.entry((seat.dir.clone(), seat.pid)).or_default().clone();
+            drop(guest.serve(stream));
+            tokio::spawn(async move {
+                while host.alive().iter().any(|alive| alive.pid == seat.pid) {
+                    if guest.has_ended() {
+                        host.end(&seat.dir, Ended::Code(0));
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }
+    });
+    this.set(host.clone()).ok();
+    host
+}
+
+/// A daemon without HTTP: real files and records, fake VMMs and guests.
+pub(crate) struct World {
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Registry,
+    pub(crate) digest: String,
+    _dir: tempfile::TempDir,
+}
+
+/// What one can see of a world, without what is random.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Picture {
+    /// By instance: its state, and the files in its directory.
+    instances: BTreeMap<String, (String, Vec<String>)>,
+    vmms: usize,
+    /// Snapshot records, internal ones too, and directories of bundles.
+    snapshots: (usize, usize),
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::new(dir.path().to_owned());
+        for path in data.all() {
+            std::fs::create_dir_all(path).expect("made");
+        }
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("bin")).expect("made");
+        std::fs::write(root.join("bin/app"), "app").expect("written");
+        let images = data.images();
+        let imported = tokio::task::spawn_blocking(move || {
+            hearth_image::import(&root, &images, &hearth_image::Limits::default(), &|_| {}).expect("imported")
+        });
+        let digest = imported.await.expect("no panic").digest;
+        let store = Store::open(data.root()).expect("a store");
+        let probe = |backend| BackendProbe {
+            backend,
+            available: true,
+            version: Some("1".into()),
+            path: None,
+            why: String::new(),
+        };
+        let vmms = Vmms {
+            accel: Accel::Tcg,
+            accel_why: "a test".into(),
+            probes: Backend::ALL.map(probe).to_vec(),
+            launcher: Launcher::Fake(fake_host()),
+        };
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let host = Host::new(config, data, store, vmms).expect("a host");
+        let registry = Registry::new(Arc::clone(&host));
+        Self { host, registry, digest, _dir: dir }
+    }
+
+    pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
+        InstanceSpec {
+            name: name.parse().expect("a name"),
+            image: "app".parse().expect("a reference"),
+            backend: Backend::QemuMicrovm,
+            memory: MemMib::MIN,
+            vcpus: 1,
+            overlay: ByteSize::mib(64),
+            network: false,
+            tags: BTreeMap::new(),
+            env: BTreeMap::new(),
+            program: Program {
+                argv: vec!["/bin/app".into()],
+                env: Vec::new(),
+                workdir: "/".into(),
+                user: String::new(),
+            },
+        }
+    }
+
+    pub(crate) async fn create(&self, name: &str) -> Result<InstanceHandle, OpError> {
+        self.registry.create(self.spec(name), self.digest.clone()).await
+    }
+
+    pub(crate) fn get(&self, name: &str) -> InstanceHandle {
+        self.registry.resolve(name).expect("it is there")
+    }
+
+    pub(crate) fn fake(&self) -> &FakeHost {
+        match &self.host.vmms.launcher {
+            Launcher::Fake(fake) => fake,
+            Launcher::Real => panic!("VMMs are fake here"),
+        }
+    }
+
+    pub(crate) fn picture(&self) -> Picture {
+        let instances = self.registry.list().into_iter().map(|view| {
+            let state = match view.state() {
+                InstanceState::Failed { reason } => format!("failed: {reason}"),
+                state => state.name().to_owned(),
+            };
+            let stored = self.host.store.instance(&view.record.id).expect("readable").expect("recorded");
+            assert_eq!(stored.phase, view.record.phase, "the record and the view say the same");
+            let dir = self.host.data.instance(&view.record.id);
+            (view.record.spec.name.to_string(), (state, files(dir.path())))
+        });
+        let instances: BTreeMap<_, _> = instances.collect();
+        let directories = std::fs::read_dir(self.host.data.instances()).expect("listed").count();
+        assert_eq!(directories, instances.len(), "every instance's directory has an owner: {instances:?}");
+        Picture {
+            instances,
+            vmms: self.fake().alive().len(),
+            snapshots: (
+                self.host.store.snapshots().expect("readable").len(),
+                std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),
+            ),
+        }
+    }
+
+    /// Waits until what is removed in the background is gone: until the world looks as it should,
+    /// or for long enough to be sure that it never will.
+    pub(crate) async fn settles_to(&self, wanted: &[&Picture]) -> Picture {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+        loop {
+            let now = self.picture();
+            if wanted.contains(&&now) || tokio::time::Instant::now() > deadline {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Names of all files below, but for logs.
+fn files(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(next) = dirs.pop() {
+        for entry in std::fs::read_dir(&next).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_none_or(|e| e != "log") {
+                names.push(path.strip_prefix(dir).expect("below it").display().to_string());
+            }
+        }
+    }
+    names.sort();
+    names
+}
