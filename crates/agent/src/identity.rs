@@ -2,8 +2,8 @@
 //!
 //! The refresh after a restore is on the hot path, and everything that it runs is cold: each new
 //! way into the kernel costs more than the work itself. So it is a handful of system calls on
-//! descriptors that are open already ([`renew`], [`Published::write`]), and what needs the disk
-//! comes after the answer, before anything else that the host asks ([`write_names`]).
+//! descriptors that are open already and two copies in memory ([`Published`]), and what needs the
+//! disk comes after the answer, before anything else that the host asks ([`write_names`]).
 //!
 //! It fails as a whole if any part of it does, since a guest that is half itself must not be let
 //! on the network.
@@ -12,7 +12,6 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::FileExt;
 
 use hearth_agent_proto::Refresh;
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -28,29 +27,40 @@ pub struct Identity {
     pub address: Option<Ipv4Addr>,
 }
 
+/// Length of each published file, in bytes: fixed, so that another identity is one copy in memory.
+const PUBLISHED: usize = 512;
+
 /// What programs in the guest can read of their identity, in `/run/hearth`, and the random number
-/// generator: kept open for the refresh.
+/// generator: kept open, and mapped, for the refresh.
 #[derive(Debug)]
 pub struct Published {
     random: File,
-    instance: File,
-    generation: File,
+    instance: sys::Shared,
+    generation: sys::Shared,
 }
 
 impl Published {
     pub fn open() -> io::Result<Self> {
         fs::create_dir_all("/run/hearth")?;
-        let create =
-            |name| File::options().create(true).write(true).truncate(false).open(format!("/run/hearth/{name}"));
+        let map = |name| {
+            let options = File::options().create(true).read(true).write(true).truncate(false).clone();
+            let file = options.open(format!("/run/hearth/{name}"))?;
+            file.set_len(PUBLISHED as u64)?;
+            sys::Shared::map(&file, PUBLISHED)
+        };
         let random = File::options().write(true).open("/dev/urandom")?;
-        Ok(Self { random, instance: create("instance.json")?, generation: create("generation")? })
+        Ok(Self { random, instance: map("instance.json")?, generation: map("generation")? })
     }
 
     /// The generation comes last: who sees it change finds the rest changed.
-    pub fn write(&self, identity: &Identity) -> Result<(), String> {
-        overwrite(&self.instance, &json(identity))
-            .and_then(|()| overwrite(&self.generation, &format!("{}\n", identity.generation)))
-            .map_err(|error| format!("write in /run/hearth: {error}"))
+    pub fn write(&mut self, identity: &Identity) -> Result<(), String> {
+        let instance = json(identity);
+        if instance.len() >= PUBLISHED {
+            return Err("host name and instance id are too long".to_owned());
+        }
+        self.instance.write(&padded(&instance));
+        self.generation.write(&padded(&identity.generation.to_string()));
+        Ok(())
     }
 
     /// Takes the clock and the entropy of a refresh, and the host name if it is another.
@@ -108,11 +118,12 @@ fn replace_file(path: &str, content: &str) -> io::Result<()> {
     fs::write(path, content)
 }
 
-/// Puts other content into an open file: one write, and the length if that is another.
-fn overwrite(file: &File, content: &str) -> io::Result<()> {
-    file.write_all_at(content.as_bytes(), 0)?;
-    let len = content.len() as u64;
-    if file.metadata()?.len() == len { Ok(()) } else { file.set_len(len) }
+/// The text, blanks, and a newline: any reader of numbers or JSON takes it.
+fn padded(text: &str) -> [u8; PUBLISHED] {
+    let mut bytes = [b' '; PUBLISHED];
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    bytes[PUBLISHED - 1] = b'\n';
+    bytes
 }
 
 fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
@@ -144,7 +155,7 @@ fn json(identity: &Identity) -> String {
         }
         text.push_str("\",");
     }
-    let _ = writeln!(text, "\"generation\":{}}}", identity.generation);
+    let _ = write!(text, "\"generation\":{}}}", identity.generation);
     text
 }
 

@@ -10,14 +10,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use crate::sys;
 
 const STREAM: u64 = 0;
 const LISTENER: u64 = 1;
+const COMPANION: u64 = 2;
 
 /// What a read brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +30,15 @@ pub enum Input {
     Nothing,
     /// The host has closed its end.
     Lost,
+}
+
+/// What a wake-up brought.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Woken {
+    /// Another connection took the place of the one before.
+    pub replaced: bool,
+    /// The other descriptor is readable.
+    pub companion: bool,
 }
 
 pub struct Link {
@@ -63,6 +75,12 @@ impl Link {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(what), edges)?)
     }
 
+    /// Has another descriptor watched too, so that there is one place to wait.
+    pub fn accompany(&self, fd: &OwnedFd) -> io::Result<()> {
+        let readable = epoll::EventFlags::IN;
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(COMPANION), readable)?)
+    }
+
     /// Readable when [`Link::wake`] should be called.
     pub fn waits_on(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -73,12 +91,12 @@ impl Link {
         self.may_read && self.stream.is_some()
     }
 
-    /// Takes the wake-up. True if another connection took the place of the one before.
-    pub fn wake(&mut self) -> io::Result<bool> {
-        let mut replaced = false;
+    /// Waits for news and takes it; `None` waits without end, and zero takes what is there.
+    pub fn wake(&mut self, timeout: Option<Duration>) -> io::Result<Woken> {
+        let mut woken = Woken::default();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
-        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let count = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
+        let timeout = timeout.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+        let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
@@ -89,15 +107,19 @@ impl Link {
                 self.may_write = true;
                 continue;
             }
+            if event.data.u64() == COMPANION {
+                woken.companion = true;
+                continue;
+            }
             while let Some(stream) = self.listener.as_ref().and_then(sys::accept) {
                 self.watch(&stream, STREAM)?;
                 self.stream = Some(stream);
                 self.may_read = true;
                 self.may_write = true;
-                replaced = true;
+                woken.replaced = true;
             }
         }
-        Ok(replaced)
+        Ok(woken)
     }
 
     pub fn read(&mut self, buffer: &mut [u8]) -> Input {

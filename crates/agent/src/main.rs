@@ -51,6 +51,9 @@ fn guest() -> ! {
             (None, Some(error.to_string()))
         }
     };
+    if let Err(error) = sys::stay_resident() {
+        eprintln!("hearth-agent: cannot stay in memory: {error}");
+    }
     let served = boot::agent_link().and_then(|link| Server::new(link, Place::Guest, failure)?.run());
     if let Err(error) = served {
         eprintln!("hearth-agent: cannot serve the host: {error}");

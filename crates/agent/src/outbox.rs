@@ -27,8 +27,8 @@ impl Outbox {
 
     /// Forgets what waits. A frame of which a part was sent is cut off; its reader finds the next.
     pub fn clear(&mut self) {
-        self.bytes = Vec::new();
-        self.sent = 0;
+        self.sent = self.bytes.len();
+        self.recycle();
     }
 
     pub fn send(&mut self, channel: u32, message: &ToHost, data: &[u8]) {
@@ -61,6 +61,11 @@ impl Outbox {
             return;
         }
         self.sent += link.write(&self.bytes[self.sent..]);
+        self.recycle();
+    }
+
+    /// Uses the memory of what was sent again, unless it has grown too large.
+    fn recycle(&mut self) {
         if self.sent == self.bytes.len() {
             self.sent = 0;
             if self.bytes.capacity() > 2 * ROOM {

@@ -80,13 +80,15 @@ pub struct Server {
 
 impl Server {
     pub fn new(link: Link, place: Place, boot_failure: Option<String>) -> io::Result<Self> {
+        let children = sys::child_signals()?;
+        link.accompany(&children)?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self {
             link,
             place,
             boot_failure,
             boot_id: boot_id.trim().to_owned(),
-            children: sys::child_signals()?,
+            children,
             outbox: Outbox::default(),
             epoch: None,
             config: None,
@@ -143,19 +145,21 @@ impl Server {
 
     /// Waits for whatever comes next, and takes it; not at all if there is more to do anyway.
     fn wait(&mut self, at_once: bool) -> io::Result<()> {
+        let timeout = if at_once { Some(Duration::ZERO) } else { self.next_deadline() };
         let room = self.outbox.room();
         let mut owners = Vec::new();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.link.waits_on(), PollFlags::IN),
-            PollFd::new(&self.children, PollFlags::IN),
-        ];
+        let mut fds = Vec::new();
         for (index, exec) in self.execs.iter().enumerate() {
             for (fd, flags) in exec.waits_on(room) {
                 owners.push(index);
                 fds.push(PollFd::from_borrowed_fd(fd, flags));
             }
         }
-        let timeout = if at_once { Some(Duration::ZERO) } else { self.next_deadline() };
+        if fds.is_empty() {
+            // The usual case after a restore: one system call from sleep to the host's message.
+            return self.wake(timeout);
+        }
+        fds.push(PollFd::from_borrowed_fd(self.link.waits_on(), PollFlags::IN));
         let timeout = timeout.map(rustix::time::Timespec::try_from).transpose().map_err(io::Error::other)?;
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -163,23 +167,31 @@ impl Server {
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
-        if ready[0] && self.link.wake()? {
-            // Another connection: what waited was for the one before.
-            self.lost();
-        }
-        if ready[1] {
-            self.reap();
+        let count = owners.len();
+        if ready[count] {
+            self.wake(Some(Duration::ZERO))?;
         }
         // Nobody is always first to take the room that is left.
         self.turn = self.turn.wrapping_add(1);
-        let count = owners.len();
         for step in 0..count {
             let at = (step + self.turn) % count;
-            if ready[2 + at] {
+            if ready[at] {
                 self.execs[owners[at]].serve(&mut self.scratch, &mut self.outbox);
             }
         }
         self.execs.retain(|exec| !exec.is_over());
+        Ok(())
+    }
+
+    fn wake(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let woken = self.link.wake(timeout)?;
+        if woken.replaced {
+            // What waited was for the connection before.
+            self.lost();
+        }
+        if woken.companion {
+            self.reap();
+        }
         Ok(())
     }
 
@@ -278,6 +290,9 @@ impl Server {
 
     /// Acts on what is due.
     fn expire(&mut self) {
+        if self.next_deadline().is_none() {
+            return;
+        }
         let now = Instant::now();
         for exec in &mut self.execs {
             exec.expire(now);
@@ -294,10 +309,11 @@ impl Server {
     }
 
     fn is_over(&self) -> bool {
+        let Some(at) = self.ending.end_at else { return false };
         let now = Instant::now();
         // The last words should be on their way.
         let sent = self.outbox.waiting() == 0;
-        self.ending.end_at.is_some_and(|at| (at <= now && sent) || at + ACKNOWLEDGE <= now)
+        (at <= now && sent) || at + ACKNOWLEDGE <= now
     }
 
     fn signal_program(&self, signal: Signal) {

@@ -172,6 +172,44 @@ pub fn reseed(random: impl AsFd, entropy: &[u8; 64]) -> io::Result<()> {
     Ok(())
 }
 
+/// The start of a file, shared with whoever reads it.
+#[derive(Debug)]
+pub struct Shared {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl Shared {
+    /// Maps `len` bytes of a file that has them, all present at once.
+    pub fn map(file: impl AsFd, len: usize) -> io::Result<Self> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, file.as_fd().as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start, len }) }
+    }
+
+    /// Copies bytes to its start, as many as fit.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.len);
+        // SAFETY: the mapping is that long and lives as long as self; nobody here reads it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.cast(), len) };
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: made by `map`, and used by nobody any more.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// Keeps all of this process in memory, so that nothing has to be paged in when it counts.
+pub fn stay_resident() -> io::Result<()> {
+    // SAFETY: changes no memory's contents.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT) })?;
+    Ok(())
+}
+
 /// Settings of network devices go through any socket.
 pub struct NetDevices(OwnedFd);
 

@@ -213,7 +213,7 @@ async fn a_guest_lives_from_boot_to_power_off() {
     assert!(clock >= wanted && clock - wanted < 30_000_000_000, "{clock} is not {wanted}");
     assert_eq!(run(&agent, &["hostname"]).await.0, "second\n");
     assert!(read(&agent, "/etc/hosts").await.contains("10.0.2.15\tsecond"));
-    assert_eq!(read(&agent, "/run/hearth/generation").await, "7\n");
+    assert_eq!(read(&agent, "/run/hearth/generation").await.trim(), "7");
     let instance: serde_json::Value =
         serde_json::from_str(&read(&agent, "/run/hearth/instance.json").await).expect("JSON");
     assert_eq!(instance["instance_id"], "id-of-second");

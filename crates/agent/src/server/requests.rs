@@ -182,7 +182,7 @@ impl Server {
         if self.place == Place::Guest {
             identity::set_hostname(&identity.hostname)?;
             identity::write_names(&identity, &self.identity)?;
-            let published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
+            let mut published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
             published.write(&identity)?;
             self.published = Some(published);
             if let Some(network) = &config.network {
@@ -202,7 +202,7 @@ impl Server {
             address: self.identity.address,
         };
         if self.place == Place::Guest {
-            let Some(published) = &self.published else {
+            let Some(published) = &mut self.published else {
                 self.outbox.fail(channel, FailureKind::Invalid, "the guest is not configured yet".to_owned());
                 return;
             };

@@ -67,7 +67,7 @@ impl Qemu {
         option("-kernel", kernel.vmlinuz.display().to_string());
         option("-initrd", file("initrd"));
         let khz = tsc_khz();
-        let line = format!("console=ttyS0 panic=-1 reboot=t tsc_early_khz={khz} no_timer_check quiet");
+        let line = format!("console=ttyS0 panic=-1 reboot=t tsc_early_khz={khz} no_timer_check tsc=reliable quiet");
         option("-append", line);
         option("-serial", format!("file:{}", own("serial.log")));
         for (name, path, read_only) in [("rootfs", file("rootfs.img"), "on"), ("overlay", own("overlay.img"), "off")] {
