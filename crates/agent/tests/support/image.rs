@@ -62,8 +62,17 @@ pub fn agent() -> &'static Path {
     })
 }
 
+/// What the image's file system is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rootfs {
+    Ext4,
+    Erofs,
+    /// Nothing that can be mounted.
+    Garbage,
+}
+
 /// Makes the two disks: an image with one static program, and an empty writable layer.
-pub fn disks(dir: &Path) {
+pub fn disks(dir: &Path, rootfs: Rootfs) {
     let root = dir.join("image");
     fs::create_dir_all(root.join("bin")).expect("made");
     fs::create_dir_all(root.join("etc")).expect("made");
@@ -76,7 +85,12 @@ pub fn disks(dir: &Path) {
         .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"])
         .arg(root.join("bin/box"))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/box.rs")));
-    run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&root).arg(dir.join("rootfs.img")).arg("16M"));
+    let image = dir.join("rootfs.img");
+    match rootfs {
+        Rootfs::Ext4 => run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&root).arg(image).arg("16M")),
+        Rootfs::Erofs => run(Command::new("mkfs.erofs").args(["--quiet", "-zlz4"]).arg(image).arg(&root)),
+        Rootfs::Garbage => fs::write(image, vec![1; 1 << 20]).expect("written"),
+    }
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(dir.join("overlay.img")).arg("64M"));
 }
 

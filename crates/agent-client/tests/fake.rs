@@ -1,0 +1,224 @@
+//! The client against the guest's double: both must keep the same promises as with a real agent
+//! (`hearth-agent`'s tests have that half).
+
+use std::time::{Duration, Instant};
+
+use hearth_agent_client::fake::{FakeGuest, PROGRAM_PID};
+use hearth_agent_client::{
+    Agent, AgentError, Configured, CopyEntry, CopyItem, CopyToStart, Entropy, Event, EventReceiver, ExecEvent,
+    ExecRequest, ExitStatus, FileKind, GuestConfig, Program, ProgramExit, ProgramState, Refresh, Welcome,
+};
+use hearth_agent_proto::{Decoder, Encoder, ToGuest, ToHost};
+use hearth_model::{ErrorKind, Kind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn connect(guest: &FakeGuest) -> (Agent, Welcome, EventReceiver) {
+    let (host, theirs) = tokio::io::duplex(4096);
+    guest.serve(theirs);
+    Agent::connect(host, PATIENCE).await.expect("welcomed")
+}
+
+fn config() -> GuestConfig {
+    GuestConfig {
+        hostname: "h".into(),
+        instance_id: "i".into(),
+        program: Program { argv: vec!["/app".into()], ..Program::default() },
+        dns: vec![],
+        network: None,
+    }
+}
+
+fn refresh(generation: u64) -> Refresh {
+    let entropy = Entropy::new([1; 64]);
+    Refresh { generation, realtime_ns: 1, entropy, hostname: "h".into(), instance_id: "i".into() }
+}
+
+fn command(words: &[&str]) -> ExecRequest {
+    ExecRequest { argv: words.iter().map(|&s| s.to_owned()).collect(), ..ExecRequest::default() }
+}
+
+#[tokio::test]
+async fn a_guest_is_configured_refreshed_and_ended() {
+    let guest = FakeGuest::new();
+    let (agent, welcome, mut events) = connect(&guest).await;
+    assert!(!welcome.configured);
+    assert_eq!(agent.configure(&config()).await.expect("taken"), Configured::Now);
+    assert_eq!(events.next().await, Some(Event::ProgramStarted { pid: PROGRAM_PID }));
+    agent.refresh(&refresh(4), PATIENCE).await.expect("refreshed");
+    assert_eq!(guest.refreshes().last().map(|r| r.generation), Some(4));
+    agent.shutdown(Duration::ZERO).await.expect("begun");
+    let Some(Event::ProgramExited(exit)) = events.next().await else { panic!("no exit") };
+    assert_eq!(exit.code, 143);
+    agent.ping(PATIENCE).await.expect("an answer");
+    assert!(guest.exit_was_seen() && guest.has_ended());
+}
+
+#[tokio::test]
+async fn a_fork_remembers_and_goes_its_own_way() {
+    let guest = FakeGuest::new();
+    let (agent, before, _events) = connect(&guest).await;
+    agent.configure(&config()).await.expect("taken");
+    guest.write_file("/counter", b"1");
+    let fork = guest.fork();
+    fork.write_file("/counter", b"2");
+    let (_agent, after, mut events) = connect(&fork).await;
+    assert!(after.configured && after.program == ProgramState::Running { pid: PROGRAM_PID });
+    assert_eq!(before.boot_id, after.boot_id);
+    assert_eq!(guest.file("/counter").as_deref(), Some(&b"1"[..]));
+    fork.exit_program(ProgramExit { code: 3, signal: None, message: "exited with code 3".into() });
+    assert!(matches!(events.next().await, Some(Event::ProgramExited(exit)) if exit.code == 3));
+    assert!(!guest.has_ended());
+}
+
+#[tokio::test]
+async fn commands_run_and_fail_as_in_a_guest() {
+    let guest = FakeGuest::new();
+    let (agent, ..) = connect(&guest).await;
+    let mut session = agent.exec(command(&["echo", "a", "b"])).await.expect("started");
+    assert_eq!(session.next().await.expect("output"), ExecEvent::Stdout("a b\n".into()));
+    assert_eq!(session.next().await.expect("end"), ExecEvent::Exited(ExitStatus::Code(0)));
+    let (input, mut output) = agent.exec(command(&["cat"])).await.expect("started").split();
+    let feed = tokio::spawn(async move {
+        input.write(&vec![7; 2_000_000]).await.expect("sent");
+        input.eof().expect("sent");
+    });
+    let mut bytes = 0;
+    while let ExecEvent::Stdout(data) = output.next().await.expect("no error") {
+        bytes += data.len();
+    }
+    feed.await.expect("fed");
+    assert_eq!(bytes, 2_000_000);
+    let error = agent.exec(command(&["nothing"])).await.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(error.to_string(), "run nothing in the guest: command not found: nothing");
+}
+
+#[tokio::test]
+async fn files_go_in_and_out() {
+    let guest = FakeGuest::new();
+    let (agent, ..) = connect(&guest).await;
+    let mut copy = agent.copy_to(CopyToStart { path: "/dir".into() }).await.expect("begun");
+    let kind = FileKind::File;
+    copy.entry(CopyEntry { path: "f".into(), kind, mode: 0o644, size: 3, mtime_s: 0, uid: 0, gid: 0 })
+        .await
+        .expect("sent");
+    copy.data(b"abc").await.expect("sent");
+    copy.entry_end().await.expect("sent");
+    assert_eq!(copy.finish().await.expect("complete").bytes, 3);
+    assert_eq!(guest.file("/dir/f").as_deref(), Some(&b"abc"[..]));
+    assert!(agent.stat("/dir", true).await.expect("asked").is_some_and(|stat| stat.kind == FileKind::Dir));
+    assert_eq!(agent.stat("/none", true).await.expect("asked"), None);
+    let mut copy = agent.copy_from("/dir", false).await.expect("begun");
+    let mut paths = Vec::new();
+    while let Some(item) = copy.next().await.expect("no error") {
+        if let CopyItem::Entry(entry) = item {
+            paths.push(entry.path);
+        }
+    }
+    assert_eq!(paths, ["", "f"]);
+}
+
+#[tokio::test]
+async fn silence_and_loss_are_two_errors_and_neither_hangs() {
+    let guest = FakeGuest::new();
+    let (agent, ..) = connect(&guest).await;
+    guest.set_silent(true);
+    let begun = Instant::now();
+    let error = agent.refresh(&refresh(1), Duration::from_millis(50)).await.expect_err("silent");
+    assert!(matches!(error, AgentError::Silent { .. }) && error.kind() == ErrorKind::GuestUnresponsive, "{error}");
+    assert!(begun.elapsed() < PATIENCE);
+    let (host, theirs) = tokio::io::duplex(64);
+    drop(theirs);
+    let error = Agent::connect(host, PATIENCE).await.expect_err("lost");
+    assert!(matches!(error, AgentError::Lost { .. }), "{error}");
+    guest.set_silent(false);
+    let session = agent.exec(command(&["sleep", "100"])).await.expect("started");
+    let (_input, mut output) = session.split();
+    agent.close();
+    assert!(matches!(output.next().await, Err(AgentError::Lost { .. })));
+    agent.closed().await;
+}
+
+#[tokio::test]
+async fn a_refused_refresh_says_why() {
+    let guest = FakeGuest::new();
+    let (agent, ..) = connect(&guest).await;
+    guest.set_refresh_failure(Some("set the clock: Operation not permitted"));
+    let error = agent.refresh(&refresh(1), PATIENCE).await.expect_err("refused");
+    assert_eq!(error.to_string(), "refresh the guest: set the clock: Operation not permitted");
+    assert!(guest.refreshes().is_empty());
+}
+
+#[tokio::test]
+async fn a_guest_of_another_version_is_told_apart() {
+    let (host, mut guest) = tokio::io::duplex(4096);
+    let answer = tokio::spawn(async move {
+        let mut input = [0; 512];
+        let bytes = guest.read(&mut input).await.expect("hello");
+        let mut decoder = Decoder::default();
+        let epoch = decoder.next(&mut &input[..bytes]).expect("a frame").epoch;
+        let mut out = Vec::new();
+        Encoder::default().encode(&mut out, epoch, 0, &ToHost::Refused { version: 9 }, &[]).expect("small");
+        guest.write_all(&out).await.expect("sent");
+        guest
+    });
+    let error = Agent::connect(host, PATIENCE).await.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Incompatible);
+    assert_eq!(error.to_string(), "the guest's agent speaks version 9 of the protocol, this host 1");
+    drop(answer);
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_against_the_rules_loses_the_session_and_takes_no_memory() {
+    let (host, guest) = tokio::io::duplex(1 << 16);
+    let (mut read, mut write) = tokio::io::split(guest);
+    tokio::spawn(async move {
+        let (mut decoder, mut input) = (Decoder::default(), [0; 4096]);
+        let welcome = hearth_agent_proto::Welcome {
+            version: 1,
+            boot_id: "b".into(),
+            agent_version: "evil".into(),
+            configured: true,
+            program: ProgramState::NotStarted,
+            boot_failure: None,
+        };
+        loop {
+            let bytes = read.read(&mut input).await.expect("read");
+            let mut rest = &input[..bytes];
+            while let Some(frame) = decoder.next(&mut rest) {
+                let (epoch, channel) = (frame.epoch, frame.channel);
+                let mut out = Vec::new();
+                let mut encoder = Encoder::default();
+                let mut say = |message: &ToHost, data: &[u8]| {
+                    encoder.encode(&mut out, epoch, channel, message, data).expect("small");
+                };
+                match frame.message::<ToGuest>().expect("known").0 {
+                    ToGuest::Hello { .. } => say(&ToHost::Welcome(welcome.clone()), &[]),
+                    ToGuest::Exec(_) => {
+                        say(&ToHost::ExecStarted { pid: 1 }, &[]);
+                        (0..100).for_each(|_| say(&ToHost::Stdout, &[0; 60_000]));
+                    }
+                    ToGuest::Ping => (0..1000).for_each(|_| say(&ToHost::Pong, &[])),
+                    _ => {}
+                }
+                write.write_all(&out).await.expect("sent");
+            }
+        }
+    });
+    let (agent, ..) = Agent::connect(host, PATIENCE).await.expect("welcomed");
+    let mut session = agent.exec(command(&["anything"])).await.expect("started");
+    // The flood is in before the first piece is taken.
+    agent.ping(PATIENCE).await.expect("an answer");
+    let mut taken = 0;
+    let error = loop {
+        match session.next().await {
+            Ok(ExecEvent::Stdout(data)) => taken += data.len(),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AgentError::Protocol { .. }), "{error}");
+    assert!(taken < 400_000, "{taken} bytes were kept");
+}
