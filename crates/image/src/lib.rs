@@ -4,8 +4,8 @@
 //! directory). Out: `images_dir/<hex digest>/` with `rootfs.erofs` and `image.json`, published by
 //! one rename.
 //!
-//! Layers are merged into one tree in memory ([`tree`]) while file contents go straight into
-//! their place in the EROFS image ([`erofs`]). Nothing is ever extracted to the host's file
+//! Layers are merged into one tree in memory (`tree`) while file contents go straight into
+//! their place in the EROFS image (`erofs`). Nothing is ever extracted to the host's file
 //! system, so no entry of an archive can name a path of the host; and because the file system is
 //! written here and not by `mkfs.erofs`, owners, devices and xattrs are right without root, and
 //! no tool needs to be installed.
