@@ -91,10 +91,12 @@ pub(crate) fn start(program: Program, log: File) -> io::Result<Process> {
     let fds: Vec<OwnedFd> = wanted.map(|fd| sys::above(fd, floor)).collect::<io::Result<_>>()?;
 
     let c = |s: &OsStr| CString::new(s.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-    let env = std::env::vars_os().map(|(mut name, value)| {
-        name.push("=");
-        name.push(value);
-        c(&name)
+    // The daemon's environment holds secrets that are none of a VMM's business.
+    let env = ["PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR"].iter().filter_map(|name| {
+        let value = std::env::var_os(name)?;
+        let mut line = OsString::from(format!("{name}="));
+        line.push(value);
+        Some(c(&line))
     });
     let pid = sys::spawn(&sys::Spawn {
         argv: [c(program.path.as_os_str())]
@@ -107,9 +109,17 @@ pub(crate) fn start(program: Program, log: File) -> io::Result<Process> {
         fds: fds.iter().map(AsFd::as_fd).collect(),
     })?;
     // Our own child, which nobody else waits for: its pid is its own until we have waited.
-    let pidfd = rustix::process::pidfd_open(raw_pid(pid)?, PidfdFlags::NONBLOCK)?;
-    let start_ticks = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?.start_ticks;
-    watch_end(pid, start_ticks, pidfd, program.dir)
+    let raw = raw_pid(pid)?;
+    let watched = || {
+        let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        let stat = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?;
+        watch_end(pid, stat.start_ticks, pidfd, program.dir)
+    };
+    watched().inspect_err(|_| {
+        // For instance no descriptor is left: then nobody would know of the child.
+        let _ = rustix::process::kill_process(raw, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty());
+    })
 }
 
 /// Finds a process again. `None`: looked, and it is not there any more.

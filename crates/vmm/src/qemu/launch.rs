@@ -6,7 +6,7 @@
 //! no path of ours is in QEMU's arguments where a comma would end it.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -52,9 +52,8 @@ pub(crate) enum Begin {
 
 /// Boots: vCPUs run when it returns.
 pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Started, LaunchError> {
-    for (what, path) in [("kernel", &spec.machine.kernel), ("initrd", &spec.machine.initrd)] {
-        File::open(path).map_err(|source| LaunchError::Open { what, path: path.clone(), source })?;
-    }
+    open("kernel", &spec.machine.kernel)?;
+    open("initrd", &spec.machine.initrd)?;
     let tsc_khz = match spec.machine.accel {
         Accel::Kvm => None,
         Accel::Tcg => tokio::task::spawn_blocking(tsc_khz).await.ok(),
@@ -79,6 +78,9 @@ fn new_memory(path: &Path, bytes: u64) -> io::Result<File> {
 /// Starts QEMU and waits for its greeting. When it fails, neither process nor socket is left.
 pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Result<Started, LaunchError> {
     let program = process::look_up(&spec.qemu).ok_or_else(|| LaunchError::NoProgram { program: spec.qemu.clone() })?;
+    for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
+        open(what, &spec.dir.join(name))?;
+    }
     let make = |what, name| {
         let path = spec.dir.join(name);
         move |source| LaunchError::Make { what, path, source }
@@ -244,7 +246,7 @@ fn tsc_and_time() -> (Instant, u64) {
 
 /// Opens a file that a launch reads.
 pub(crate) fn open(what: &'static str, path: &Path) -> Result<File, LaunchError> {
-    fs::File::open(path).map_err(|source| LaunchError::Open { what, path: path.to_owned(), source })
+    File::open(path).map_err(|source| LaunchError::Open { what, path: path.to_owned(), source })
 }
 
 #[cfg(test)]

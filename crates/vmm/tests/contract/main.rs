@@ -142,10 +142,39 @@ async fn what_is_missing_is_named_and_nothing_is_left(host: Host) {
 
     fs::remove_file(good.dir.join(OVERLAY)).expect("removed");
     let error = host.launcher.boot(&good).await.expect_err("a disk is missing");
-    let told = format!("{error} {}", error.hint().unwrap_or_default());
-    assert!(told.contains("overlay"), "{told}");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains(OVERLAY), "{error}");
     assert!(sockets(&good.dir).is_empty());
     assert!(host::processes_in(&good.dir).is_empty());
+}
+
+/// QEMU itself finds the fault, after its process has started: its own words reach the user.
+#[tokio::test]
+async fn a_vmm_that_dies_while_it_starts_says_why() {
+    let Some(host) = Host::real(Backend::QemuMicrovm) else { return };
+    let spec = host.spec("web");
+    fs::remove_file(spec.dir.join(OVERLAY)).expect("removed");
+    fs::create_dir(spec.dir.join(OVERLAY)).expect("made");
+    let begin = Instant::now();
+    let error = host.launcher.boot(&spec).await.expect_err("a directory is no disk");
+    assert_eq!(error.kind(), ErrorKind::VmmFailed, "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains(OVERLAY)), "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(sockets(&spec.dir).is_empty());
+    assert!(host::processes_in(&spec.dir).is_empty());
+}
+
+/// A daemon's secrets are in its environment.
+#[tokio::test]
+async fn a_vmm_has_a_session_and_an_environment_of_its_own() {
+    let Some(host) = Host::real(Backend::QemuMicrovm) else { return };
+    let vmm = host.boot("web").await;
+    let pid = vmm.seat().pid;
+    let environment = fs::read(format!("/proc/{pid}/environ")).expect("it lives");
+    assert!(!String::from_utf8_lossy(&environment).contains(guest::KERNEL_DIR));
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    assert_eq!(stat.split(' ').nth(5), Some(pid.to_string().as_str()), "its session is its own");
+    vmm.kill().await.expect("ends");
 }
 
 async fn a_state_does_not_load_into_another_machine_and_a_short_memory_not_at_all(host: Host) {
