@@ -118,8 +118,13 @@ impl From<ClientError> for CliError {
         match error {
             ClientError::Api(ApiError { body, .. }) => Self::from(*body),
             ClientError::NotReachable { url, source } => {
+                // What lies between is the client's own: only the kernel's word says anything.
+                let mut cause: &dyn Error = source.as_ref();
+                while let Some(deeper) = cause.source() {
+                    cause = deeper;
+                }
                 Self::new(ErrorKind::HostFailed, format!("no daemon answers at {url}"))
-                    .because(source.as_ref())
+                    .because(cause)
                     .hint("start it with `hearth serve`, or say where it is with HEARTH_URL or --url")
             }
             other => {
