@@ -2,7 +2,7 @@
 //!
 //! Both sockets are made and listened on here and passed as descriptors. So a connection succeeds
 //! before QEMU is up, readiness is its greeting on that connection, and a socket left by an
-//! earlier VMM is in nobody's way. Guest RAM and the saved state are passed as descriptors too:
+//! earlier VMM is in nobody's way. Guest RAM is passed as a descriptor too:
 //! no path of ours is in QEMU's arguments where a comma would end it.
 
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ pub(crate) const NAME: &str = "hearth";
 const QMP_FD: u32 = 3;
 const AGENT_FD: u32 = 4;
 const MEMORY_FD: u32 = 5;
-/// Of a load: the saved device state.
+/// Of a load: a stream of the saved device state.
 pub(crate) const STATE_FD: u32 = 6;
 
 /// A process that has answered.
@@ -47,7 +47,7 @@ pub(crate) enum Begin {
     /// Reset, then the kernel.
     Boot { tsc_khz: Option<u64> },
     /// Halted, waiting for a device state; RAM is mapped privately.
-    Load { state: File },
+    Load { state: OwnedFd },
 }
 
 /// Boots: vCPUs run when it returns.
@@ -89,12 +89,14 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
     let memory_inode = memory.metadata().map_err(make("memory file", MEMORY))?.ino();
     let args = arguments(&spec.machine, &begin);
     let qmp = socket::listen(&spec.dir, QMP_SOCKET).map_err(make("socket", QMP_SOCKET))?;
-    let agent = socket::listen(&spec.dir, AGENT_SOCKET).map_err(make("socket", AGENT_SOCKET))?;
+    let agent = socket::listen(&spec.dir, AGENT_SOCKET)
+        .inspect_err(|_| drop(super::remove_sockets(&spec.dir)))
+        .map_err(make("socket", AGENT_SOCKET))?;
     let mut fds: Vec<OwnedFd> = vec![qmp.into(), agent.into(), memory.into()];
     let ram = match begin {
         Begin::Boot { .. } => Ram::Shared,
         Begin::Load { state } => {
-            fds.push(state.into());
+            fds.push(state);
             Ram::Private
         }
     };
@@ -148,8 +150,6 @@ pub(crate) async fn give_up(process: &Process, dir: &Path, error: LaunchError) -
 pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     let Machine { backend, accel, vcpus, memory, kernel, initrd, network } = machine;
     let mib = memory.mib();
-    // Without a name for its state's format and without a description of it, the device state is
-    // the same from `xen-save-devices-state` in every version; see snapshot.rs.
     let mut args: Vec<OsString> = Vec::new();
     let mut put = |option: &str, value: String| {
         args.push(option.into());
@@ -166,6 +166,7 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
         }
         Backend::Qemu => put("-machine", format!("q35,hpet=off,sata=off,vmport=off,usb=off,{common}")),
     }
+    // With this and suppress-vmdesc, what is loaded has the form that is saved: see snapshot.rs.
     put("-global", "migration.send-configuration=off".into());
     put("-accel", accel.as_str().into());
     put("-cpu", if *accel == Accel::Kvm { "host" } else { "max" }.into());
@@ -271,7 +272,7 @@ mod tests {
     }
 
     fn load() -> Begin {
-        Begin::Load { state: File::open("/dev/null").expect("it is there") }
+        Begin::Load { state: File::open("/dev/null").expect("it is there").into() }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The process ends by itself when the state does not fit; its log says what did not.
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 
 use super::control::Qmp;
 use super::launch::{self, Begin, STATE_FD, Started};
@@ -15,7 +17,8 @@ pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Started
     let StateFormat::QemuDevices = from.format;
     let vmstate = spec.dir.join(&from.vmstate);
     let path = spec.dir.join(&from.memory);
-    let state = launch::open("saved state", &vmstate)?;
+    let unreadable = |source| LaunchError::Open { what: "saved state", path: vmstate.clone(), source };
+    let state = std::fs::read(&vmstate).map_err(unreadable)?;
     let memory = launch::open("saved memory", &path)?;
     let wanted = spec.machine.memory.size().bytes();
     let found = memory
@@ -26,8 +29,12 @@ pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Started
     if found != wanted {
         return Err(LaunchError::MemorySize { path, found, wanted });
     }
-    let mut started = launch::start(spec, memory, Begin::Load { state }).await?;
-    match read_state(&mut started.qmp, &started.process).await {
+    // Through a socket, not as an open file: newer versions want streams behind "fd:".
+    let (ours, theirs) = UnixStream::pair().map_err(unreadable)?;
+    let theirs = theirs.into_std().and_then(|theirs| theirs.set_nonblocking(false).map(|()| theirs.into()));
+    let begin = Begin::Load { state: theirs.map_err(unreadable)? };
+    let mut started = launch::start(spec, memory, begin).await?;
+    match read_state(&mut started.qmp, &started.process, ours, state).await {
         Ok(()) => Ok(started),
         Err(error) => {
             let error = match error {
@@ -39,7 +46,14 @@ pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Started
     }
 }
 
-async fn read_state(qmp: &mut Qmp, process: &Process) -> Result<(), ControlError> {
+async fn read_state(
+    qmp: &mut Qmp,
+    process: &Process,
+    mut stream: UnixStream,
+    state: Vec<u8>,
+) -> Result<(), ControlError> {
+    // Ends by itself: when all is written, or when QEMU is gone, which is seen and told below.
+    tokio::spawn(async move { stream.write_all(&state).await });
     let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
     qmp.run(process, "migrate-set-capabilities", Some(events)).await?;
     qmp.run(process, "migrate-incoming", Some(json!({ "uri": format!("fd:{STATE_FD}") }))).await?;
