@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_agent_client::{
-    Agent, Entropy, Event, EventReceiver, GuestConfig, NetworkConfig, Program, Refresh,
-};
+use hearth_agent_client::{Agent, Entropy, Event, EventReceiver, GuestConfig, NetworkConfig, Program, Refresh};
 use hearth_model::ErrorKind;
 use hearth_store::InstanceRecord;
 use hearth_vmm::Vmm;
@@ -82,12 +80,10 @@ pub(crate) async fn start_program(
 ) -> Result<(), OpError> {
     agent.configure(&guest_config(record)).await?;
     let started = async {
-        loop {
-            match events.next().await {
-                Some(Event::ProgramStarted { .. }) => return Ok(()),
-                Some(Event::ProgramExited(exit)) => return Err(not_started(record, &exit.message)),
-                None => return Err(OpError::new(ErrorKind::GuestUnresponsive, "the agent's connection ended")),
-            }
+        match events.next().await {
+            Some(Event::ProgramStarted { .. }) => Ok(()),
+            Some(Event::ProgramExited(exit)) => Err(not_started(record, &exit.message)),
+            None => Err(OpError::new(ErrorKind::GuestUnresponsive, "the agent's connection ended")),
         }
     };
     tokio::select! {
@@ -102,8 +98,11 @@ pub(crate) async fn start_program(
 /// The image has no such command, or the guest may not run it.
 fn not_started(record: &InstanceRecord, why: &str) -> OpError {
     let command = record.spec.program.argv.first().map_or("", String::as_str);
-    OpError::new(ErrorKind::Invalid, format!("the program {command:?} of image {} did not start: {why}", record.spec.image))
-        .hinted("give a command that the image has")
+    OpError::new(
+        ErrorKind::Invalid,
+        format!("the program {command:?} of image {} did not start: {why}", record.spec.image),
+    )
+    .hinted("give a command that the image has")
 }
 
 /// How the program ended, if that is what an event tells.

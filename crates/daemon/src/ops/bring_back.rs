@@ -31,11 +31,8 @@ pub(super) async fn bring_back(
     let files = [bundle.memory(), bundle.vmstate()];
     run.step("link memory", files::replace_links(files.into_iter().zip(links).collect())).await?;
 
-    let from = SavedState {
-        vmstate: dir.vmstate(),
-        memory: dir.memory_base(),
-        format: super::bundle::state_format(bundle)?,
-    };
+    let from =
+        SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: super::bundle::state_format(bundle)? };
     run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
     let loaded = run.step("load snapshot", host.load(&dir, &subject.record.spec, &from)).await?;
     let vmm = match loaded {

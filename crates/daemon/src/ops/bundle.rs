@@ -100,13 +100,14 @@ pub(super) async fn save(
     match (vmm.ram(), then) {
         (Ram::Private, _) => {
             let memory = draft.path(hearth_snapshot::MEMORY);
-            let pages =
-                run.step("write changed pages", async { vmm.write_private_pages(&memory).await.map_err(OpError::from) });
+            let pages = run
+                .step("write changed pages", async { vmm.write_private_pages(&memory).await.map_err(OpError::from) });
             let pages = pages.await?;
             run.note(format!("{pages:?}"));
         }
         (Ram::Shared, Then::End) => {
-            run.step("link memory", files::replace_links(vec![(dir.memory(), draft.path(hearth_snapshot::MEMORY))])).await?;
+            run.step("link memory", files::replace_links(vec![(dir.memory(), draft.path(hearth_snapshot::MEMORY))]))
+                .await?;
         }
         (Ram::Shared, Then::GoOn) => {
             let (from, to) = (dir.memory(), draft.path(hearth_snapshot::MEMORY));
@@ -148,7 +149,10 @@ pub(super) async fn copy(
     run: &mut Run,
 ) -> Result<SnapshotRecord, OpError> {
     let draft = begin(host, run).await?;
-    let mut links = vec![(bundle.rootfs(), draft.path(hearth_snapshot::ROOTFS)), (bundle.overlay(), draft.path(hearth_snapshot::OVERLAY))];
+    let mut links = vec![
+        (bundle.rootfs(), draft.path(hearth_snapshot::ROOTFS)),
+        (bundle.overlay(), draft.path(hearth_snapshot::OVERLAY)),
+    ];
     let format = match bundle.manifest().kind {
         BundleKind::Standby => {
             links.push((bundle.memory(), draft.path(hearth_snapshot::MEMORY)));

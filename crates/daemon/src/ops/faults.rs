@@ -8,18 +8,18 @@ pub(crate) use planned::When;
 
 /// No failures are planned.
 #[cfg(not(test))]
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Faults;
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {}
 
 #[cfg(not(test))]
 impl Faults {
     #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
-    pub(crate) fn before(self, _: &'static str) -> Result<(), crate::error::OpError> {
+    pub(crate) fn before(&self, _: &'static str) -> Result<(), crate::error::OpError> {
         Ok(())
     }
 
     #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
-    pub(crate) fn after(self, _: &'static str) -> Result<(), crate::error::OpError> {
+    pub(crate) fn after(&self, _: &'static str) -> Result<(), crate::error::OpError> {
         Ok(())
     }
 }

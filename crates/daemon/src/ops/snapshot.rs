@@ -16,7 +16,8 @@ pub(super) async fn snapshot(
     plan: &SnapshotPlan,
     run: &mut Run,
 ) -> Result<(Outcome, SnapshotRecord), OpError> {
-    let purpose = bundle::Use { kind: plan.kind, name: plan.name.clone(), tags: plan.tags.clone(), internal: plan.internal };
+    let purpose =
+        bundle::Use { kind: plan.kind, name: plan.name.clone(), tags: plan.tags.clone(), internal: plan.internal };
     let state = subject.record.phase.state().clone();
     match (&state, plan.kind) {
         (InstanceState::Running, SnapshotKind::Standby) => {
@@ -36,10 +37,13 @@ pub(super) async fn snapshot(
             Ok((Outcome::Rests(state), saved))
         }
         (state, kind) => {
-            let (name, wants) = (&subject.record.spec.name, match kind {
-                SnapshotKind::Standby => "running or in standby",
-                SnapshotKind::Stopped => "stopped",
-            });
+            let (name, wants) = (
+                &subject.record.spec.name,
+                match kind {
+                    SnapshotKind::Standby => "running or in standby",
+                    SnapshotKind::Stopped => "stopped",
+                },
+            );
             Err(OpError::new(
                 ErrorKind::WrongState,
                 format!("a {kind} snapshot needs instance {name} to be {wants}; it is {}", state.name()),

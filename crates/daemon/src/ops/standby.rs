@@ -15,7 +15,8 @@ use crate::host::{Host, end_vmm, recorded_seat};
 use crate::run::{Run, blocking};
 
 pub(super) async fn standby(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Outcome, OpError> {
-    let saved = bundle::save(host, subject, bundle::Use::internal(SnapshotKind::Standby), bundle::Then::End, run).await?;
+    let saved =
+        bundle::save(host, subject, bundle::Use::internal(SnapshotKind::Standby), bundle::Then::End, run).await?;
     run.commit();
 
     // The bundle is published: from here on the instance is in standby.
