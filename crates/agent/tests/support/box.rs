@@ -28,7 +28,7 @@ fn main() {
             println!("program: uid {uid} gid {gid} in {} with A={}", dir.display(), std::env::var("A").unwrap_or_default());
             eprintln!("program: stderr too");
             while std::fs::metadata("/tmp/end").is_err() {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_secs(2));
             }
             std::process::exit(5);
         }

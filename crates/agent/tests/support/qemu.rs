@@ -74,8 +74,8 @@ impl Qemu {
             option("-drive", format!("if=none,id={name},format=raw,file={path},readonly={read_only}"));
             option("-device", format!("virtio-blk-{bus},drive={name},serial={name}"));
         }
-        option("-netdev", "user,id=net".into());
-        option("-device", format!("virtio-net-{bus},netdev=net"));
+        option("-netdev", "user,id=net,ipv6=off".into());
+        option("-device", format!("virtio-net-{bus},netdev=net,guest_announce=off"));
         option("-device", format!("virtio-serial-{bus}"));
         option("-chardev", format!("socket,id=agent,server=on,wait=off,path={}", own("agent.sock")));
         option("-device", "virtserialport,chardev=agent,name=hearth.agent".into());
