@@ -213,11 +213,8 @@ impl Driver {
                 } else {
                     error!(%op, %error, "operation failed");
                 }
-                let state = if error.left_behind.is_empty() {
-                    from
-                } else {
-                    InstanceState::Failed { reason: error.chain() }
-                };
+                let state =
+                    if error.left_behind.is_empty() { from } else { InstanceState::Failed { reason: error.chain() } };
                 let error = if error.resource.is_none() {
                     error.about("instance", self.record.spec.name.as_str())
                 } else {
@@ -335,9 +332,6 @@ impl Driver {
         running.events = None;
         running.live.agent = None;
         for _ in 0..REACH_TRIES {
-            if running.exited.borrow().is_some() {
-                return;
-            }
             match agents::meet(&running.live.vmm, self.host.config.timeouts.agent()).await {
                 Ok((agent, events)) => {
                     running.live.agent = Some(agent.clone());
@@ -345,6 +339,8 @@ impl Driver {
                     self.handle.publish_agent(Some(agent));
                     return;
                 }
+                // The connection ended because the VMM did: that is news of its own.
+                Err(_) if running.live.vmm.exited().now_or_never().is_some() => return,
                 Err(error) => warn!(%error, "the agent is not reached"),
             }
         }
