@@ -17,68 +17,76 @@ pub fn spread(mut took: Vec<Duration>) -> String {
 
 #[tokio::test]
 #[ignore = "measures"]
-async fn figures() {
-    for backend in Backend::ALL {
-        let Some(host) = Host::real(backend) else { return };
-        let (mut boot, mut save) = (Vec::new(), Vec::new());
-        let mut bundle = None;
-        for _ in 0..5 {
-            let begin = Instant::now();
-            let vmm = host.boot("base").await;
-            ready(&vmm).await;
-            boot.push(begin.elapsed());
-            vmm.pause().await.expect("pauses");
-            let begin = Instant::now();
-            vmm.save_state("vmstate".as_ref()).await.expect("saved");
-            save.push(begin.elapsed());
-            bundle = Some(host.save(&vmm, "bundle", None).await);
-            vmm.kill().await.expect("ends");
+async fn figures_of_qemu_microvm() {
+    measure(Backend::QemuMicrovm).await;
+}
+
+#[tokio::test]
+#[ignore = "measures"]
+async fn figures_of_qemu_q35() {
+    measure(Backend::Qemu).await;
+}
+
+async fn measure(backend: Backend) {
+    let Some(host) = Host::real(backend) else { return };
+    let (mut boot, mut save) = (Vec::new(), Vec::new());
+    let mut bundle = None;
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let vmm = host.boot("base").await;
+        ready(&vmm).await;
+        boot.push(begin.elapsed());
+        vmm.pause().await.expect("pauses");
+        let begin = Instant::now();
+        vmm.save_state("vmstate".as_ref()).await.expect("saved");
+        save.push(begin.elapsed());
+        bundle = Some(host.save(&vmm, "bundle", None).await);
+        vmm.kill().await.expect("ends");
+    }
+    let bundle = bundle.expect("saved");
+    let (mut loaded, mut running, mut answered) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut paused, mut saved, mut written, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let onto = bundle.state.memory.with_file_name("onto");
+    for _ in 0..20 {
+        let spec = host.spec("fork");
+        std::fs::copy(&bundle.overlay, spec.dir.join(OVERLAY)).expect("copied");
+        copy_sparse(&bundle.state.memory, &onto);
+        let begin = Instant::now();
+        let Ok(Loaded::Paused(vmm)) = host.launcher.load(&spec, &bundle.state).await else { panic!("loads") };
+        loaded.push(begin.elapsed());
+        vmm.resume().await.expect("resumes");
+        running.push(begin.elapsed());
+        let mut guest = ready(&vmm).await;
+        answered.push(begin.elapsed());
+        guest.ask("dirty 300").await;
+        let time = |into: &mut Vec<Duration>, begin: Instant| into.push(begin.elapsed());
+        let begin = Instant::now();
+        vmm.pause().await.expect("pauses");
+        time(&mut paused, begin);
+        let begin = Instant::now();
+        vmm.save_state("vmstate".as_ref()).await.expect("saved");
+        time(&mut saved, begin);
+        let begin = Instant::now();
+        let pages = vmm.write_private_pages(&onto).await.expect("written");
+        time(&mut written, begin);
+        let begin = Instant::now();
+        vmm.kill().await.expect("ends");
+        time(&mut ended, begin);
+        if written.len() == 20 {
+            eprintln!("{backend}: {pages:?}");
         }
-        let bundle = bundle.expect("saved");
-        let (mut loaded, mut running, mut answered) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut paused, mut saved, mut written, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let onto = bundle.state.memory.with_file_name("onto");
-        for _ in 0..20 {
-            let spec = host.spec("fork");
-            std::fs::copy(&bundle.overlay, spec.dir.join(OVERLAY)).expect("copied");
-            copy_sparse(&bundle.state.memory, &onto);
-            let begin = Instant::now();
-            let Ok(Loaded::Paused(vmm)) = host.launcher.load(&spec, &bundle.state).await else { panic!("loads") };
-            loaded.push(begin.elapsed());
-            vmm.resume().await.expect("resumes");
-            running.push(begin.elapsed());
-            let mut guest = ready(&vmm).await;
-            answered.push(begin.elapsed());
-            guest.ask("dirty 300").await;
-            let time = |into: &mut Vec<Duration>, begin: Instant| into.push(begin.elapsed());
-            let begin = Instant::now();
-            vmm.pause().await.expect("pauses");
-            time(&mut paused, begin);
-            let begin = Instant::now();
-            vmm.save_state("vmstate".as_ref()).await.expect("saved");
-            time(&mut saved, begin);
-            let begin = Instant::now();
-            let pages = vmm.write_private_pages(&onto).await.expect("written");
-            time(&mut written, begin);
-            let begin = Instant::now();
-            vmm.kill().await.expect("ends");
-            time(&mut ended, begin);
-            if written.len() == 20 {
-                eprintln!("{backend}: {pages:?}");
-            }
-        }
-        for (what, took) in [
-            ("boot to the first answer", boot),
-            ("save_state of a booted guest", save),
-            ("load to loaded", loaded),
-            ("load to running", running),
-            ("load to the first answer", answered),
-            ("pause", paused),
-            ("save_state of a fork", saved),
-            ("write_private_pages", written),
-            ("kill", ended),
-        ] {
-            eprintln!("{backend}: {what}: {}", spread(took));
-        }
+    }
+    for (what, took) in [
+        ("boot to the first answer", boot),
+        ("save_state of a booted guest", save),
+        ("load to loaded", loaded),
+        ("load to running", running),
+        ("load to the first answer", answered),
+        ("pause", paused),
+        ("save_state of a fork", saved),
+        ("write_private_pages", written),
+        ("kill", ended),
+    ] {
+        eprintln!("{backend}: {what}: {}", spread(took));
     }
 }
