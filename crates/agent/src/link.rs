@@ -86,6 +86,11 @@ impl Link {
         self.epoll.as_fd()
     }
 
+    /// Whether the news that the host is gone may come after what the next host has sent.
+    pub fn reorders(&self) -> bool {
+        self.listener.is_none()
+    }
+
     /// Whether reading may bring something without another wake-up.
     pub fn may_read(&self) -> bool {
         self.may_read && self.stream.is_some()

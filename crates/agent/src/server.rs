@@ -27,6 +27,11 @@ use crate::{power, program, sys};
 /// How long the host has to take note of the program's end.
 const ACKNOWLEDGE: Duration = Duration::from_secs(2);
 
+/// How long a port must say that the host is gone before that is believed. The kernel tells of
+/// closing and opening later than of data: after a restore the first message of the new host may
+/// be here before the news that the old one has gone.
+const BELIEVE: Duration = Duration::from_millis(100);
+
 /// With so much waiting to be sent, no more requests are read.
 const FULL: usize = 512 * 1024;
 
@@ -64,6 +69,8 @@ pub struct Server {
     children: OwnedFd,
     outbox: Outbox,
     epoch: Option<u64>,
+    /// When to believe that the host is gone.
+    lost_at: Option<Instant>,
     config: Option<GuestConfig>,
     identity: Identity,
     published: Option<Published>,
@@ -91,6 +98,7 @@ impl Server {
             children,
             outbox: Outbox::default(),
             epoch: None,
+            lost_at: None,
             config: None,
             identity: Identity::default(),
             published: None,
@@ -123,9 +131,13 @@ impl Server {
                 continue;
             }
             match self.link.read(&mut input) {
-                Input::Nothing => {}
+                Input::Nothing => self.lost_at = None,
+                Input::Lost if self.link.reorders() => {
+                    self.lost_at.get_or_insert_with(|| Instant::now() + BELIEVE);
+                }
                 Input::Lost => self.lost(),
                 Input::Bytes(bytes) => {
+                    self.lost_at = None;
                     let mut rest = &input[..bytes];
                     while let Some(frame) = decoder.next(&mut rest) {
                         match frame.message::<ToGuest>() {
@@ -205,7 +217,7 @@ impl Server {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let own = [self.ending.kill_at, self.ending.end_at];
+        let own = [self.ending.kill_at, self.ending.end_at, self.lost_at];
         let next = self.execs.iter().map(Exec::deadline).chain(own).flatten().min()?;
         // Rounded up, or the last millisecond would spin.
         Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
@@ -296,6 +308,10 @@ impl Server {
         let now = Instant::now();
         for exec in &mut self.execs {
             exec.expire(now);
+        }
+        if self.lost_at.is_some_and(|at| at <= now) {
+            self.lost_at = None;
+            self.lost();
         }
         if self.ending.kill_at.is_some_and(|at| at <= now) {
             self.ending.kill_at = None;
