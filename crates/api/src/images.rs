@@ -6,8 +6,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Tags;
-
 /// An image that instances can be made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
@@ -40,7 +38,7 @@ pub struct Image {
     pub size_bytes: Option<u64>,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
     /// Ours: the user that its program runs as; left out for root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -74,7 +72,7 @@ pub struct CreateImage {
     pub name: String,
     /// The user's tags; given ones are added to the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// `POST /images/import` (ours): makes an image of a file or directory on the server.
@@ -90,7 +88,7 @@ pub struct ImportImage {
     pub name: String,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// Query of `GET /images`: only tags, `tags[key]=value`, all of which must match.

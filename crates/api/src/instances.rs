@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::Tags;
 use crate::error::ErrorBody;
 
 /// One guest machine, running or not.
@@ -75,7 +74,7 @@ pub struct Instance {
     pub stopped_at: Option<Timestamp>,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
@@ -243,7 +242,7 @@ pub struct CreateInstance {
     pub size: Option<String>,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
     /// Virtual CPUs. The server's default if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]

@@ -29,7 +29,7 @@ pub use error::ErrorBody;
 /// The port that Hypeman's clients expect.
 pub const DEFAULT_PORT: u16 = 4973;
 
-/// A user's key-value tags.
+/// A user's key-value tags. (The wire types spell it out: a schema cannot see through the name.)
 pub type Tags = std::collections::BTreeMap<String, String>;
 
 /// Names of response headers.

@@ -1,10 +1,11 @@
 //! `/snapshots`: saved instances that others can be made of, and `/instances/{id}/snapshots`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::Tags;
 use crate::instances::TargetState;
 
 /// A saved instance.
@@ -32,7 +33,7 @@ pub struct Snapshot {
     pub name: Option<String>,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
     /// Ours: size of the guest's memory in bytes; left out without memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
@@ -66,7 +67,7 @@ pub struct CreateSnapshot {
     pub name: Option<String>,
     /// The user's tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tags: Option<Tags>,
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// `POST /instances/{id}/snapshots/{snapshot_id}/restore`: puts the snapshot in the instance's place.

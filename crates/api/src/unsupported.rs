@@ -14,7 +14,7 @@ pub struct Field {
     pub path: &'static str,
     /// Values that ask for nothing, on top of the empty ones.
     pub also_nothing: Nothing,
-    /// What is missing, as in "… is not supported yet".
+    /// What it asks for.
     pub what: &'static str,
 }
 
@@ -104,7 +104,7 @@ pub const ALL: &[(&str, &[Field])] = &[
 
 /// A field asks for what this server does not do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("field {path:?}: {what} is not supported by this server yet")]
+#[error("field {path:?} asks for {what}, which this server does not support yet")]
 pub struct Unsupported {
     /// Where in the body.
     pub path: &'static str,

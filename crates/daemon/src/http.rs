@@ -37,6 +37,9 @@ mod timeline;
 mod view;
 mod wait;
 
+#[cfg(test)]
+mod tests;
+
 /// Everything that is served.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let auth = Auth::new(app.config.auth.token_secret.as_ref());

@@ -14,7 +14,7 @@ use hearth_model::ErrorKind;
 use tracing::{Instrument, debug};
 
 use super::error::Failure;
-use super::exec::{first_text, ready_for_upgrade};
+use super::exec::{close, first_text, ready_for_upgrade};
 use super::input::Named;
 use super::stat::AGENT_WAIT;
 use crate::error::OpError;
@@ -58,33 +58,20 @@ async fn serve(app: Arc<App>, instance: InstanceHandle, socket: WebSocket) {
     match copied {
         Ok(()) => {}
         Err(None) => debug!("the client of a copy hung up"),
-        Err(Some(Objection { error, path })) => {
+        Err(Some(Failure { error, .. })) => {
             debug!(%error, "copy failed");
-            let frame = CpFrame::Error { message: error.message, path, code: Some(error.kind.as_str().into()) };
+            let frame = CpFrame::Error { message: error.message, path: None, code: Some(error.kind.as_str().into()) };
             send(&mut sink, &frame).await.ok();
         }
     }
-    // A client that is gone needs no end.
-    sink.close().await.ok();
+    close(&mut sink, &mut stream).await;
 }
 
-/// Why a copy broke off, and on which entry.
-struct Objection {
-    error: OpError,
-    path: Option<String>,
-}
-
-impl<E: Into<OpError>> From<E> for Objection {
-    fn from(error: E) -> Self {
-        Self { error: error.into(), path: None }
-    }
-}
-
-/// An error for the client, or `None` when there is no client any more.
-type Broken = Option<Objection>;
+/// Why a copy broke off: an error for the client, or `None` when there is no client any more.
+type Broken = Option<Failure>;
 
 async fn copy(instance: &InstanceHandle, sink: &mut Sink, stream: &mut Stream) -> Result<(), Broken> {
-    let text = first_text(stream).await.map_err(|error| error.map(Objection::from))?;
+    let text = first_text(stream).await?;
     let request: CpRequest =
         serde_json::from_str(&text).map_err(|error| invalid(format!("the first frame: {error}")))?;
     if !request.guest_path.starts_with('/') {
@@ -209,11 +196,11 @@ async fn send(sink: &mut Sink, frame: &CpFrame) -> Result<(), Broken> {
 }
 
 fn invalid(what: String) -> Broken {
-    told(OpError::new(ErrorKind::Invalid, what))
+    Some(Failure::invalid(what))
 }
 
-fn told(error: impl Into<Objection>) -> Broken {
-    Some(error.into())
+fn told(error: impl Into<OpError>) -> Broken {
+    Some(error.into().into())
 }
 
 #[cfg(test)]

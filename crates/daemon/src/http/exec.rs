@@ -28,6 +28,8 @@ use crate::serve::App;
 pub(super) const LARGEST_MESSAGE: usize = 4 << 20;
 /// How long a client may take to say what it wants.
 pub(super) const FIRST_FRAME: Duration = Duration::from_secs(30);
+/// How long a client that has been told the end has to close before it is hung up on.
+const LINGER: Duration = Duration::from_secs(5);
 /// As the shell gives it: the command could not be run.
 const NOT_RUN: i32 = 127;
 const SIGHUP: u8 = 1;
@@ -80,15 +82,21 @@ async fn serve(app: Arc<App>, instance: InstanceHandle, socket: WebSocket) {
         Ok(request) => request,
         Err(None) => return,
         // The client has not said which way it is told; one that knows streams knows this too.
-        Err(Some(error)) => return finish(&mut sink, NOT_RUN, Some(&error), true).await,
+        Err(Some(error)) => {
+            finish(&mut sink, NOT_RUN, Some(&error), true).await;
+            return close(&mut sink, &mut stream).await;
+        }
     };
     let streams = request.streams;
     let session = match run(&instance, request).await {
         Ok(session) => session,
-        Err(error) => return finish(&mut sink, NOT_RUN, Some(&error), streams).await,
+        Err(error) => {
+            finish(&mut sink, NOT_RUN, Some(&error), streams).await;
+            return close(&mut sink, &mut stream).await;
+        }
     };
     let (input, output) = session.split();
-    let shutting_down = || OpError::new(ErrorKind::Cancelled, "the daemon is shutting down");
+    let shutting_down = || OpError::new(ErrorKind::Cancelled, "the daemon is shutting down").into();
     let ended = tokio::select! {
         ended = pump_out(&mut sink, output, streams) => ended,
         () = pump_in(&mut stream, &input, streams) => Err(None),
@@ -101,20 +109,21 @@ async fn serve(app: Arc<App>, instance: InstanceHandle, socket: WebSocket) {
             debug!("the client of a command hung up");
             // As when a terminal's line drops. A command that has ended meanwhile is no error.
             input.signal(SIGHUP).ok();
+            return;
         }
     }
+    close(&mut sink, &mut stream).await;
 }
 
 /// What the client wants; `None` if it hung up.
-async fn first_frame(stream: &mut Stream) -> Result<ExecRequest, Option<OpError>> {
-    let invalid = |what: String| Some(OpError::new(ErrorKind::Invalid, what));
+async fn first_frame(stream: &mut Stream) -> Result<ExecRequest, Option<Failure>> {
     let text = first_text(stream).await?;
-    serde_json::from_str(&text).map_err(|error| invalid(format!("the first frame: {error}")))
+    serde_json::from_str(&text).map_err(|error| Some(Failure::invalid(format!("the first frame: {error}"))))
 }
 
 /// The client's first frame, which must be text; `None` if it hung up.
-pub(super) async fn first_text(stream: &mut Stream) -> Result<String, Option<OpError>> {
-    let invalid = |what: &str| Some(OpError::new(ErrorKind::Invalid, what));
+pub(super) async fn first_text(stream: &mut Stream) -> Result<String, Option<Failure>> {
+    let invalid = |what: &str| Some(Failure::invalid(what));
     let first = async {
         loop {
             match stream.next().await {
@@ -128,7 +137,7 @@ pub(super) async fn first_text(stream: &mut Stream) -> Result<String, Option<OpE
     tokio::time::timeout(FIRST_FRAME, first).await.unwrap_or_else(|_| Err(invalid("no first frame came")))
 }
 
-async fn run(instance: &InstanceHandle, request: ExecRequest) -> Result<ExecSession, OpError> {
+async fn run(instance: &InstanceHandle, request: ExecRequest) -> Result<ExecSession, Failure> {
     let wait = Duration::from_secs(request.wait_for_agent.unwrap_or(0).into()).max(AGENT_WAIT);
     let agent = instance.agent(wait).await?;
     let argv = if request.command.is_empty() { vec!["/bin/sh".into()] } else { request.command };
@@ -144,14 +153,14 @@ async fn run(instance: &InstanceHandle, request: ExecRequest) -> Result<ExecSess
         }),
         timeout_ms: request.timeout.unwrap_or(0).saturating_mul(1000),
     };
-    Ok(agent.exec(start).await?)
+    Ok(agent.exec(start).await.map_err(OpError::from)?)
 }
 
 /// The command's output to the client, until it has ended: its exit code, an error, or `None` when
 /// the client is gone.
-async fn pump_out(sink: &mut Sink, mut output: ExecOutput, streams: bool) -> Result<i32, Option<OpError>> {
+async fn pump_out(sink: &mut Sink, mut output: ExecOutput, streams: bool) -> Result<i32, Option<Failure>> {
     loop {
-        let (stream, data) = match output.next().await.map_err(|error| Some(error.into()))? {
+        let (stream, data) = match output.next().await.map_err(|error| Some(OpError::from(error).into()))? {
             ExecEvent::Stdout(data) => (STDOUT, data),
             ExecEvent::Stderr(data) => (STDERR, data),
             ExecEvent::Exited(status) => return Ok(status.code()),
@@ -198,10 +207,10 @@ async fn pump_in(stream: &mut Stream, input: &ExecInput, streams: bool) {
     }
 }
 
-/// Tells the end, and closes. Without `streams` a reason is output, as Hypeman's server does it.
-async fn finish(sink: &mut Sink, code: i32, error: Option<&OpError>, streams: bool) {
+/// Tells the end. Without `streams` a reason is output, as Hypeman's server does it.
+async fn finish(sink: &mut Sink, code: i32, failure: Option<&Failure>, streams: bool) {
     let mut end = ExecEnd { exit_code: code, error: None };
-    if let Some(error) = error {
+    if let Some(Failure { error, .. }) = failure {
         debug!(%error, "exec failed");
         if streams {
             end.error = Some(Box::new(body(error)));
@@ -214,7 +223,17 @@ async fn finish(sink: &mut Sink, code: i32, error: Option<&OpError>, streams: bo
     let Ok(text) = serde_json::to_string(&end) else { return };
     // A client that is gone needs no end.
     sink.send(Message::Text(text.into())).await.ok();
-    sink.close().await.ok();
+}
+
+/// Closes once the client has: a socket that is closed with something unread in it is reset, and
+/// what was last sent is lost with it.
+pub(super) async fn close(sink: &mut Sink, stream: &mut Stream) {
+    // A client that is gone needs no end.
+    if sink.close().await.is_err() {
+        return;
+    }
+    let its_close = async { while let Some(Ok(_)) = stream.next().await {} };
+    tokio::time::timeout(LINGER, its_close).await.ok();
 }
 
 fn signal_number(name: &str) -> Option<u8> {

@@ -20,7 +20,7 @@ use crate::serve::App;
 #[utoipa::path(get, path = "/images", tag = "images", operation_id = "listImages", responses(
     (status = 200, description = "They are in order of their names.", body = Vec<Image>),
     (status = "default", description = "Why not.", body = ErrorBody)),
-    params(("tags" = Option<hearth_api::Tags>, Query, style = DeepObject, explode)))]
+    params(("tags" = Option<BTreeMap<String, String>>, Query, style = DeepObject, explode)))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Query { query: ListImages {}, tags }: Query<ListImages>,

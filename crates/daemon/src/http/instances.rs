@@ -28,7 +28,7 @@ const OTHER_RUNTIMES: [&str; 3] = ["cloud-hypervisor", "firecracker", "vz"];
 
 /// All instances
 #[utoipa::path(get, path = "/instances", tag = "instances", operation_id = "listInstances",
-    params(ListInstances, ("tags" = Option<hearth_api::Tags>, Query, style = DeepObject, explode)), responses(
+    params(ListInstances, ("tags" = Option<BTreeMap<String, String>>, Query, style = DeepObject, explode)), responses(
     (status = 200, description = "The oldest first.", body = Vec<Instance>),
     (status = "default", description = "Why not.", body = ErrorBody)))]
 pub(super) async fn list(

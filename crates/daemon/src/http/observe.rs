@@ -73,3 +73,40 @@ fn request_id() -> String {
         Err(_) => "unknown".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::to_bytes;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    async fn bug() -> &'static str {
+        panic!("the shelf fell down")
+    }
+
+    async fn bug_in_a_task() -> Result<(), Failure> {
+        to_the_end::<(), Failure>(async { panic!("the shelf fell down") }).await
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_and_the_next_request_is_served() {
+        let router = axum::Router::new()
+            .route("/bug", get(bug))
+            .route("/task", get(bug_in_a_task))
+            .route("/fine", get(async || "fine"))
+            .layer(axum::middleware::from_fn(observe));
+        for path in ["/bug", "/task"] {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("an answer");
+            assert_eq!(response.status().as_u16(), 500);
+            let id = response.headers()[headers::REQUEST_ID].to_str().expect("text").to_owned();
+            let body = to_bytes(response.into_body(), 10_000).await.expect("a body");
+            let body: hearth_api::ErrorBody = serde_json::from_slice(&body).expect("an error body");
+            assert_eq!((body.code.as_str(), body.request_id), ("internal", Some(id)));
+            assert!(body.message.contains("the shelf fell down"), "{}", body.message);
+        }
+        let request = Request::builder().uri("/fine").body(axum::body::Body::empty()).expect("a request");
+        assert_eq!(router.oneshot(request).await.expect("an answer").status().as_u16(), 200);
+    }
+}

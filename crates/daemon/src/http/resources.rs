@@ -56,11 +56,11 @@ fn status(kind: &str, capacity: u64, allocated: u64) -> ResourceStatus {
     }
 }
 
-fn breakdown(app: &App) -> Result<DiskBreakdown, OpError> {
+fn breakdown(app: &App) -> Result<DiskBreakdown, Failure> {
     // Several names may lead to one content.
     let images: BTreeMap<String, u64> =
         app.images.list()?.into_iter().map(|image| (image.digest, image.size_bytes)).collect();
-    let snapshots = app.host.store.snapshots()?.iter().map(|snapshot| snapshot.size_bytes).sum();
+    let snapshots = app.host.store.snapshots().map_err(OpError::from)?.iter().map(|snapshot| snapshot.size_bytes).sum();
     Ok(DiskBreakdown {
         images_bytes: Some(images.values().sum()),
         overlays_bytes: None,

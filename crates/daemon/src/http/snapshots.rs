@@ -24,7 +24,7 @@ use crate::serve::App;
 
 /// All snapshots
 #[utoipa::path(get, path = "/snapshots", tag = "snapshots", operation_id = "listSnapshots",
-    params(ListSnapshots, ("tags" = Option<hearth_api::Tags>, Query, style = DeepObject, explode)), responses(
+    params(ListSnapshots, ("tags" = Option<BTreeMap<String, String>>, Query, style = DeepObject, explode)), responses(
     (status = 200, description = "The oldest first.", body = Vec<Snapshot>),
     (status = "default", description = "Why not.", body = ErrorBody)))]
 pub(super) async fn list(
@@ -113,17 +113,17 @@ pub(super) async fn restore(
 }
 
 /// The snapshot that a text means.
-pub(super) fn resolve(app: &App, text: &str) -> Result<SnapshotRecord, OpError> {
-    match app.host.store.find_snapshot(text)? {
+pub(super) fn resolve(app: &App, text: &str) -> Result<SnapshotRecord, Failure> {
+    match app.host.store.find_snapshot(text).map_err(OpError::from)? {
         Lookup::Found(record) => Ok(record),
-        Lookup::NotFound { similar } => Err(OpError::not_found("snapshot", text, &similar)),
-        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates)),
+        Lookup::NotFound { similar } => Err(OpError::not_found("snapshot", text, &similar).into()),
+        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates).into()),
     }
 }
 
 /// The same among those of one instance, where a name is unique.
-fn resolve_of(app: &App, instance: &InstanceHandle, text: &str) -> Result<SnapshotRecord, OpError> {
-    let mut own = app.host.store.listed_snapshots()?;
+fn resolve_of(app: &App, instance: &InstanceHandle, text: &str) -> Result<SnapshotRecord, Failure> {
+    let mut own = app.host.store.listed_snapshots().map_err(OpError::from)?;
     own.retain(|snapshot| snapshot.source_instance == *instance.id());
     let called: Vec<Called> = own
         .iter()
@@ -133,10 +133,10 @@ fn resolve_of(app: &App, instance: &InstanceHandle, text: &str) -> Result<Snapsh
         Lookup::Found(id) => own
             .into_iter()
             .find(|snapshot| snapshot.id.as_str() == id)
-            .ok_or_else(|| OpError::not_found("snapshot", text, &[])),
+            .ok_or_else(|| OpError::not_found("snapshot", text, &[]).into()),
         // Another instance's is found too, and refused with that reason.
         Lookup::NotFound { .. } => resolve(app, text),
-        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates)),
+        Lookup::Ambiguous { candidates } => Err(ambiguous("snapshot", text, &candidates).into()),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::serve::App;
         hearth_api::exec::ExecEnd,
         hearth_api::cp::CpRequest,
         hearth_api::cp::CpFrame,
+        hearth_api::logs::LogSource,
     )),
     tags(
         (name = "instances", description = "Guest machines"),
@@ -64,6 +65,19 @@ fn text(kind: &'static str, text: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    /// A schema that is only named leaves its readers with nothing.
+    #[test]
+    fn every_schema_that_is_referred_to_is_there() {
+        let (_, document) = crate::http::routes().split_for_parts();
+        let document = serde_json::to_value(&document).expect("plain data");
+        let text = document.to_string();
+        let mut references = text.split("\"#").skip(1).filter_map(|rest| rest.split('"').next()).peekable();
+        assert!(references.peek().is_some());
+        for reference in references {
+            assert!(document.pointer(reference).is_some(), "{reference} is referred to and not there");
+        }
+    }
+
     /// Run with `HEARTH_UPDATE_SPEC=1` to write the file anew, and look at what changed.
     #[test]
     fn the_committed_document_is_the_codes() {

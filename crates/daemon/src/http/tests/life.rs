@@ -1,0 +1,243 @@
+//! Lives of images, instances and snapshots, through the client.
+
+use std::time::Duration;
+
+use hearth_api::Tags;
+use hearth_api::client::ClientError;
+use hearth_api::cp::CpRequest;
+use hearth_api::images::{CreateImage, ImageStatus};
+use hearth_api::instances::{
+    DeleteInstance, ForkInstance, InstanceState, NetworkRequest, StatQuery, TargetState, WaitQuery,
+};
+use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, SnapshotKind};
+use hearth_model::{ErrorKind, Kind};
+
+use super::server::{IMAGE, Server};
+
+fn tags(pairs: &[(&str, &str)]) -> Tags {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorKind {
+    result.expect_err("it must fail").kind()
+}
+
+#[tokio::test]
+async fn an_image_from_import_to_removal() {
+    let server = Server::new().await;
+    let client = &server.client;
+    let image = client.image(IMAGE).await.expect("found");
+    assert_eq!(image.name, "docker.io/library/app:latest");
+    assert_eq!(image.status, ImageStatus::Ready);
+    assert_eq!(client.image(&image.name).await.expect("its full name has slashes"), image);
+    assert_eq!(client.image(&format!("app@{}", image.digest)).await.expect("by digest").digest, image.digest);
+
+    let request = CreateImage { name: IMAGE.into(), tags: Some(tags(&[("team", "a")])) };
+    let asked = client.create_image(&request).await.expect("an imported image is answered with");
+    assert_eq!(asked.tags, Some(tags(&[("team", "a")])));
+    assert_eq!(client.images(&tags(&[("team", "a")])).await.expect("listed").len(), 1);
+    assert_eq!(client.images(&tags(&[("team", "b")])).await.expect("listed").len(), 0);
+
+    let missing = CreateImage { name: "nginx".into(), tags: None };
+    assert_eq!(kind(client.create_image(&missing).await), ErrorKind::NotFound);
+    client.delete_image(IMAGE).await.expect("removed");
+    assert_eq!(kind(client.image(IMAGE).await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_instance_from_creation_to_removal() {
+    let server = Server::new().await;
+    let client = &server.client;
+    let wanted = hearth_api::instances::CreateInstance {
+        tags: Some(tags(&[("team", "a")])),
+        env: Some(tags(&[("A", "1")])),
+        size: Some("512 MB".into()),
+        vcpus: Some(2),
+        network: Some(NetworkRequest { enabled: Some(false) }),
+        ..Server::wanted("web")
+    };
+    let web = client.create_instance(&wanted).await.expect("created");
+    assert_eq!(web.state, InstanceState::Running);
+    assert_eq!((web.size.as_deref(), web.vcpus), (Some("512 MB"), Some(2)));
+    assert_eq!(web.overlay_size.as_deref(), Some("64 MB"));
+    assert_eq!(web.hypervisor.as_deref(), Some("qemu-microvm"));
+    assert_eq!(web.tags, Some(tags(&[("team", "a")])));
+
+    for name in ["web", &web.id, &web.id[..8]] {
+        assert_eq!(client.instance(name).await.expect(name).id, web.id);
+    }
+    let listed = client.instances(Some(InstanceState::Running), &tags(&[("team", "a")])).await.expect("listed");
+    assert_eq!(listed.len(), 1);
+    assert_eq!(client.instances(Some(InstanceState::Standby), &Tags::new()).await.expect("listed").len(), 0);
+    let stats = client.stats("web").await.expect("stats");
+    assert_eq!(stats.allocated_memory_bytes, 512 << 20);
+
+    let asleep = client.standby("web").await.expect("standby");
+    assert_eq!((asleep.state, asleep.has_snapshot), (InstanceState::Standby, Some(true)));
+    let awake = client.restore("web").await.expect("restored");
+    assert_eq!(awake.state, InstanceState::Running);
+    assert!(awake.generation > web.generation);
+    assert_eq!(client.stop("web").await.expect("stopped").state, InstanceState::Stopped);
+    assert_eq!(client.start("web").await.expect("started").state, InstanceState::Running);
+    assert!(client.instance("web").await.expect("there").phase_durations_ms.expect("a clock").contains_key("standby"));
+
+    let timeline = client.timeline("web", Some(3)).await.expect("a timeline");
+    let ops: Vec<&str> = timeline.operations.iter().map(|operation| operation.op.as_str()).collect();
+    assert_eq!(ops, ["start", "stop", "restore"]);
+    assert!(timeline.operations.iter().all(|operation| !operation.steps.is_empty() && operation.error.is_none()));
+
+    client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
+    assert_eq!(kind(client.instance("web").await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn forks_of_one_and_of_many() {
+    let server = Server::new().await;
+    let client = &server.client;
+    let web = server.create("web").await;
+    let fork = |name: &str, count| ForkInstance { name: name.into(), count, ..ForkInstance::default() };
+    assert_eq!(kind(client.fork("web", &fork("a", None)).await), ErrorKind::WrongState, "it runs");
+
+    let running = ForkInstance { from_running: Some(true), ..fork("a", None) };
+    let one = client.fork("web", &running).await.expect("forked").instances;
+    assert_eq!((one[0].name.as_str(), one[0].state), ("a", InstanceState::Running));
+    assert_eq!(one[0].forked_from.as_ref().and_then(|from| from.instance_id.as_deref()), Some(web.id.as_str()));
+
+    client.standby("web").await.expect("standby");
+    server.create("many-2").await;
+    let request = ForkInstance { target_state: Some(TargetState::Running), ..fork("many", Some(3)) };
+    let many = client.fork("web", &request).await.expect("forked, most of them");
+    let names: Vec<&str> = many.instances.iter().map(|made| made.name.as_str()).collect();
+    assert_eq!(names, ["many-1", "many-3"]);
+    assert_eq!((many.errors[0].name.as_str(), many.errors[0].error.kind()), ("many-2", ErrorKind::AlreadyExists));
+
+    assert_eq!(kind(client.fork("web", &fork("x", Some(0))).await), ErrorKind::Invalid);
+    assert_eq!(kind(client.fork("web", &fork("many-1", None)).await), ErrorKind::AlreadyExists);
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_listed_restored_forked_and_removed() {
+    let server = Server::new().await;
+    let client = &server.client;
+    let web = server.create("web").await;
+    let wanted = |kind, name: &str| CreateSnapshot { kind, name: Some(name.into()), tags: Some(tags(&[("k", name)])) };
+    let base = client.create_snapshot("web", &wanted(SnapshotKind::Standby, "base")).await.expect("saved");
+    assert_eq!((base.name.as_deref(), base.source_instance_name.as_str()), (Some("base"), "web"));
+    assert_eq!(client.instance("web").await.expect("there").state, InstanceState::Running, "it goes on");
+    assert_eq!(
+        kind(client.create_snapshot("web", &wanted(SnapshotKind::Standby, "base")).await),
+        ErrorKind::AlreadyExists
+    );
+    assert_eq!(kind(client.create_snapshot("web", &wanted(SnapshotKind::Stopped, "x")).await), ErrorKind::WrongState);
+
+    for (query, tags, found) in [
+        (ListSnapshots::default(), Tags::new(), 1),
+        (ListSnapshots { name: Some("base".into()), ..ListSnapshots::default() }, tags(&[("k", "base")]), 1),
+        (ListSnapshots { source_instance_id: Some(web.id.clone()), ..ListSnapshots::default() }, Tags::new(), 1),
+        (ListSnapshots { kind: Some(SnapshotKind::Stopped), ..ListSnapshots::default() }, Tags::new(), 0),
+        (ListSnapshots::default(), tags(&[("k", "other")]), 0),
+    ] {
+        assert_eq!(client.snapshots(&query, &tags).await.expect("listed").len(), found, "{query:?}");
+    }
+    assert_eq!(client.snapshot("base").await.expect("by name").id, base.id);
+
+    client.stop("web").await.expect("stopped");
+    let back = client.restore_snapshot("web", "base", &RestoreSnapshot::default()).await.expect("restored");
+    assert_eq!(back.state, InstanceState::Running);
+
+    let fork = |name: &str| ForkSnapshot { name: name.into(), ..ForkSnapshot::default() };
+    let made = client.fork_snapshot("base", &fork("child")).await.expect("forked").instances;
+    assert_eq!(made[0].forked_from.as_ref().and_then(|from| from.snapshot_id.as_deref()), Some(base.id.as_str()));
+    let other = ForkSnapshot { target_hypervisor: Some("qemu".into()), ..fork("other") };
+    assert_eq!(kind(client.fork_snapshot("base", &other).await), ErrorKind::Unsupported);
+    let same = ForkSnapshot { target_hypervisor: Some("qemu-microvm".into()), ..fork("same") };
+    client.fork_snapshot("base", &same).await.expect("its own");
+
+    assert_eq!(
+        kind(client.restore_snapshot("child", "base", &RestoreSnapshot::default()).await),
+        ErrorKind::Invalid,
+        "it is not the child's"
+    );
+    client.delete_snapshot("base").await.expect("removed");
+    assert_eq!(kind(client.snapshot("base").await), ErrorKind::NotFound);
+    assert_eq!(client.instance("child").await.expect("there").state, InstanceState::Running, "forks stay");
+}
+
+#[tokio::test]
+async fn waiting_ends_with_the_state_with_time_or_with_the_instance() {
+    let server = Server::new().await;
+    let client = &server.client;
+    server.create("web").await;
+    let wait = |state, timeout: &str| WaitQuery { state, timeout: Some(timeout.into()) };
+
+    let there = client.wait("web", &wait(InstanceState::Running, "1s")).await.expect("waited");
+    assert!(!there.timed_out);
+    let never = client.wait("web", &wait(InstanceState::Stopped, "50ms")).await.expect("waited");
+    assert!(never.timed_out && never.state == InstanceState::Running);
+
+    let patient = tokio::spawn({
+        let client = client.clone();
+        let query = wait(InstanceState::Standby, "1m");
+        async move { client.wait("web", &query).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.standby("web").await.expect("standby");
+    let seen = patient.await.expect("no panic").expect("waited");
+    assert_eq!((seen.state, seen.timed_out), (InstanceState::Standby, false));
+
+    let forlorn = tokio::spawn({
+        let client = client.clone();
+        let query = wait(InstanceState::Running, "1m");
+        async move { client.wait("web", &query).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
+    assert_eq!(kind(forlorn.await.expect("no panic")), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn paths_in_a_guest_are_looked_at() {
+    let server = Server::new().await;
+    server.create("web").await;
+    let copied = server.client.cp_to("web", &CpRequest::to("/etc/motd"), &b"hello"[..]).await;
+    assert_eq!(copied.expect("copied"), 5);
+    let stat = |path: &str| StatQuery { path: path.into(), follow_links: None };
+    let file = server.client.stat("web", &stat("/etc/motd")).await.expect("looked");
+    assert!(file.exists && file.is_file == Some(true) && file.size == Some(5));
+    let nothing = server.client.stat("web", &stat("/no/such")).await.expect("looked");
+    assert!(!nothing.exists && nothing.error.is_none());
+
+    server.client.standby("web").await.expect("standby");
+    assert_eq!(kind(server.client.stat("web", &stat("/etc/motd")).await), ErrorKind::WrongState);
+}
+
+#[tokio::test]
+async fn what_the_host_can_do_and_has() {
+    let server = Server::new().await;
+    server.client.health().await.expect("healthy");
+    let capabilities = server.client.capabilities().await.expect("capabilities");
+    assert_eq!(capabilities.default_runtime.name, "qemu-microvm");
+    let names: Vec<&str> = capabilities.runtimes.iter().map(|runtime| runtime.name.as_str()).collect();
+    assert_eq!(names, ["qemu", "qemu-microvm"]);
+
+    server.create("web").await;
+    let resources = server.client.resources().await.expect("resources");
+    assert_eq!((resources.cpu.allocated, resources.memory.allocated), (1, 256 << 20));
+    assert_eq!(resources.allocations[0].instance_name, "web");
+    assert!(resources.disk_breakdown.expect("it is known").images_bytes > Some(0));
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_stops_nothing() {
+    let server = Server::new().await;
+    let client = server.client.clone();
+    let creation = tokio::spawn(async move { client.create_instance(&Server::wanted("web")).await });
+    // Hung up as soon as it is known to have begun.
+    while server.client.instance("web").await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    creation.abort();
+    let query = WaitQuery { state: InstanceState::Running, timeout: Some("10s".into()) };
+    let seen = server.client.wait("web", &query).await.expect("waited");
+    assert_eq!((seen.state, seen.timed_out), (InstanceState::Running, false));
+}
