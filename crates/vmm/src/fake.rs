@@ -274,25 +274,27 @@ impl Fake {
         })
     }
 
-    pub(crate) async fn write_private_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
+    pub(crate) async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
         let path = self.seat.dir.join(onto);
-        self.control("write the guest's own pages", |vmm| {
-            if vmm.seat.ram == Ram::Shared {
-                return Err(ControlError::SharedRam);
-            }
+        self.control("write the guest's pages", |vmm| {
             if vmm.run_state == RunState::Running {
-                return Err(ControlError::NotPaused { action: "write the guest's own pages" });
+                return Err(ControlError::NotPaused { action: "write the guest's pages" });
             }
-            let write = || -> io::Result<()> {
+            let write = || -> io::Result<PageCount> {
                 let file = File::options().write(true).open(&path)?;
                 if file.metadata()?.len() != vmm.seat.memory.size().bytes() {
                     return Err(io::ErrorKind::InvalidInput.into());
                 }
-                vmm.own.iter().try_for_each(|(page, byte)| file.write_all_at(&[*byte; 4096], page * PAGE))
+                if vmm.seat.ram == Ram::Shared {
+                    let memory = fs::read(vmm.seat.dir.join(MEMORY))?;
+                    file.write_all_at(&memory, 0)?;
+                    return Ok(PageCount { changed: memory.len() as u64 / PAGE, zero: 0 });
+                }
+                vmm.own.iter().try_for_each(|(page, byte)| file.write_all_at(&[*byte; 4096], page * PAGE))?;
+                let zero = vmm.own.values().filter(|byte| **byte == 0).count() as u64;
+                Ok(PageCount { changed: vmm.own.len() as u64, zero })
             };
-            write().map_err(|source| ControlError::Write { what: "memory file", path: path.clone(), source })?;
-            let zero = vmm.own.values().filter(|byte| **byte == 0).count() as u64;
-            Ok(PageCount { changed: vmm.own.len() as u64, zero })
+            write().map_err(|source| ControlError::Write { what: "memory file", path: path.clone(), source })
         })
     }
 

@@ -114,9 +114,6 @@ pub enum ControlError {
     /// Only possible while the guest is paused.
     #[error("{action}: the guest runs")]
     NotPaused { action: &'static str },
-    /// Only a loaded guest has pages of its own; a booted one's memory is all in its file.
-    #[error("write the guest's own pages: its memory is shared with the file already")]
-    SharedRam,
     /// The guest's pages could not be found or copied.
     #[error("{action}")]
     Pages {
@@ -147,7 +144,6 @@ impl Kind for ControlError {
             | Self::Gone { .. }
             | Self::Silent { .. } => ErrorKind::VmmFailed,
             Self::NotPaused { .. } => ErrorKind::WrongState,
-            Self::SharedRam => ErrorKind::Internal,
             Self::Pages { source, .. } | Self::Write { source, .. } => io_kind(source),
             #[cfg(feature = "fake")]
             Self::Demanded => ErrorKind::VmmFailed,

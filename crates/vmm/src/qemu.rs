@@ -5,6 +5,7 @@
 //! number of them start from one file without a copy, and what one of them changed is exactly the
 //! private pages of its mapping. The device state is saved without RAM (`snapshot.rs`).
 
+mod changes;
 pub(crate) mod control;
 pub(crate) mod launch;
 mod load;
@@ -102,18 +103,19 @@ impl Qemu {
         snapshot::save(&mut qmp, &self.0.process, &self.absolute(vmstate)).await
     }
 
-    pub(crate) async fn write_private_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
-        if self.0.seat.ram == Ram::Shared {
-            return Err(ControlError::SharedRam);
-        }
+    pub(crate) async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
         // Held until the pages are written: no resume by another handle's clone in between.
         let mut held = self.0.control.lock().await;
         let mut qmp = self.qmp(held.take()).await?;
         if qmp.run_state(&self.0.process).await? == RunState::Running {
-            return Err(ControlError::NotPaused { action: "write the guest's own pages" });
+            return Err(ControlError::NotPaused { action: "write the guest's pages" });
         }
         let (seat, onto) = (self.0.seat.clone(), self.absolute(onto));
-        match tokio::task::spawn_blocking(move || pages::write_onto(&seat, &onto)).await {
+        let write = move || match seat.ram {
+            Ram::Shared => changes::write_onto(&seat, &onto),
+            Ram::Private => pages::write_onto(&seat, &onto),
+        };
+        match tokio::task::spawn_blocking(write).await {
             Ok(written) => written,
             Err(stopped) => Err(ControlError::Pages { action: "copy the guest's pages", source: stopped.into() }),
         }

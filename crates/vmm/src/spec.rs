@@ -94,7 +94,7 @@ pub enum RunState {
     Paused,
 }
 
-/// What [`crate::Vmm::write_private_pages`] wrote. A page is 4 KiB.
+/// What [`crate::Vmm::update_memory`] wrote. A page is 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PageCount {
     /// Pages that the guest changed.

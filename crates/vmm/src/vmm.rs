@@ -93,8 +93,8 @@ impl Vmm {
 
     /// Writes the device state of the paused guest to `vmstate` (absolute, or relative to its
     /// directory), over what is there. Together with its memory this is a [`crate::SavedState`]:
-    /// the file [`crate::MEMORY`] while the guest is paused when [`Self::ram`] is shared, else what
-    /// [`Self::write_private_pages`] makes.
+    /// the file [`crate::MEMORY`] while the guest is paused when [`Self::ram`] is shared, or what
+    /// [`Self::update_memory`] makes.
     ///
     /// # Errors
     /// The guest runs; the file cannot be written; as [`Self::resume`].
@@ -102,15 +102,16 @@ impl Vmm {
         each!(self, vmm => vmm.save_state(vmstate).await)
     }
 
-    /// Writes the pages that the paused guest changed since it was loaded onto `onto` (absolute,
-    /// or relative to its directory): a copy, made by the caller, of the memory file it was loaded
-    /// from. That file itself is in use and must not be written.
+    /// Makes `onto` (absolute, or relative to its directory) what the paused guest's memory is, by
+    /// writing the pages that differ. `onto` is a copy, made by the caller, of the file that its
+    /// memory is mapped from: with shared memory of [`crate::MEMORY`], at any moment, while the
+    /// guest ran; with private memory of what it was loaded from.
     ///
     /// # Errors
-    /// The guest runs, or has shared memory; `onto` cannot be written or has another length; the
-    /// kernel denies reading the VMM's memory.
-    pub async fn write_private_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
-        each!(self, vmm => vmm.write_private_pages(onto).await)
+    /// The guest runs; `onto` cannot be written or has another length; the kernel denies reading
+    /// the VMM's memory.
+    pub async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
+        each!(self, vmm => vmm.update_memory(onto).await)
     }
 
     /// Connects to the guest's agent. One connection at a time: a second one waits in silence until

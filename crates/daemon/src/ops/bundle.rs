@@ -86,10 +86,16 @@ pub(super) async fn save(
     let dir = subject.dir.clone();
     let draft = begin(host, run).await?;
 
-    // Before the pause: the base never changes.
-    if vmm.ram() == Ram::Private {
-        let (base, memory) = (dir.memory_base(), draft.path(hearth_snapshot::MEMORY));
-        let how = run.step("clone base memory", blocking(move || hearth_disk::clone_file(&base, &memory))).await?;
+    // Copied before the pause: a base never changes, and of what a booted guest changes meanwhile
+    // the difference is written in the pause. A booted guest that ends gives its file away.
+    let copied = match (vmm.ram(), then) {
+        (Ram::Private, _) => Some(dir.memory_base()),
+        (Ram::Shared, Then::GoOn) => Some(dir.memory()),
+        (Ram::Shared, Then::End) => None,
+    };
+    if let Some(from) = copied.clone() {
+        let to = draft.path(hearth_snapshot::MEMORY);
+        let how = run.step("clone memory", blocking(move || hearth_disk::clone_file(&from, &to))).await?;
         run.note(format!("{how:?}"));
     }
 
@@ -97,23 +103,13 @@ pub(super) async fn save(
     run.step("pause", async { vmm.pause().await.map_err(OpError::from) }).await?;
     let vmstate = draft.path(hearth_snapshot::VMSTATE);
     let format = run.step("save devices", async { vmm.save_state(&vmstate).await.map_err(OpError::from) }).await?;
-    match (vmm.ram(), then) {
-        (Ram::Private, _) => {
-            let memory = draft.path(hearth_snapshot::MEMORY);
-            let pages = run
-                .step("write changed pages", async { vmm.write_private_pages(&memory).await.map_err(OpError::from) });
-            let pages = pages.await?;
-            run.note(format!("{pages:?}"));
-        }
-        (Ram::Shared, Then::End) => {
-            run.step("link memory", files::replace_links(vec![(dir.memory(), draft.path(hearth_snapshot::MEMORY))]))
-                .await?;
-        }
-        (Ram::Shared, Then::GoOn) => {
-            let (from, to) = (dir.memory(), draft.path(hearth_snapshot::MEMORY));
-            let how = run.step("copy memory", blocking(move || hearth_disk::clone_file(&from, &to))).await?;
-            run.note(format!("{how:?}"));
-        }
+    let memory = draft.path(hearth_snapshot::MEMORY);
+    if copied.is_some() {
+        let update = async { vmm.update_memory(&memory).await.map_err(OpError::from) };
+        let pages = run.step("write changed pages", update).await?;
+        run.note(format!("{pages:?}"));
+    } else {
+        run.step("link memory", files::replace_links(vec![(dir.memory(), memory)])).await?;
     }
     disks(subject, &draft, then, run).await?;
     if then == Then::GoOn {

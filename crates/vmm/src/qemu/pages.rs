@@ -18,7 +18,7 @@ use crate::fault::ControlError;
 use crate::spec::{PageCount, Seat};
 use crate::sys;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// What is copied at once.
 const BATCH_PAGES: u64 = 256;
 
@@ -140,7 +140,7 @@ fn batches(runs: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
 }
 
 /// Writes whole pages; zero pages become holes. Returns how many those were.
-fn write_run(file: &File, mut at: u64, data: &[u8]) -> io::Result<u64> {
+pub(super) fn write_run(file: &File, mut at: u64, data: &[u8]) -> io::Result<u64> {
     const BYTES: usize = 4096;
     let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let (mut rest, mut zero) = (data, 0);

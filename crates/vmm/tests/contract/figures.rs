@@ -67,7 +67,7 @@ async fn measure(backend: Backend) {
         vmm.save_state("vmstate".as_ref()).await.expect("saved");
         time(&mut saved, begin);
         let begin = Instant::now();
-        let pages = vmm.write_private_pages(&onto).await.expect("written");
+        let pages = vmm.update_memory(&onto).await.expect("written");
         time(&mut written, begin);
         let begin = Instant::now();
         vmm.kill().await.expect("ends");
@@ -84,7 +84,7 @@ async fn measure(backend: Backend) {
         ("load to the first answer", answered),
         ("pause", paused),
         ("save_state of a fork", saved),
-        ("write_private_pages", written),
+        ("update_memory", written),
         ("kill", ended),
     ] {
         eprintln!("{backend}: {what}: {}", spread(took));

@@ -114,7 +114,7 @@ impl Host {
             None => copy_sparse(&vmm.seat().dir.join(MEMORY), &memory),
             Some(base) => {
                 copy_sparse(&base.state.memory, &memory);
-                vmm.write_private_pages(&memory).await.expect("written");
+                vmm.update_memory(&memory).await.expect("written");
             }
         }
         fs::copy(vmm.seat().dir.join(OVERLAY), &overlay).expect("copied");

@@ -109,17 +109,15 @@ async fn a_guest_is_saved_only_while_paused(host: Host) {
     let refused = vmm.save_state(Path::new("vmstate")).await.expect_err("it runs");
     assert_eq!(refused.kind(), ErrorKind::WrongState);
     vmm.pause().await.expect("pauses");
-    let refused = vmm.write_private_pages(Path::new("memory")).await.expect_err("all its memory is in the file");
-    assert!(matches!(refused, ControlError::SharedRam));
     let bundle = host.standby(vmm, "bundle", None).await;
 
     let fork = host.fork(&bundle, "fork").await;
     let onto = bundle.state.memory.with_file_name("onto");
-    let refused = fork.write_private_pages(&onto).await.expect_err("it runs");
+    let refused = fork.update_memory(&onto).await.expect_err("it runs");
     assert_eq!(refused.kind(), ErrorKind::WrongState);
     fork.pause().await.expect("pauses");
     File::create(&onto).expect("made").set_len(4096).expect("sized");
-    let refused = fork.write_private_pages(&onto).await.expect_err("a file of another length");
+    let refused = fork.update_memory(&onto).await.expect_err("a file of another length");
     assert!(refused.to_string().contains("onto"), "{refused}");
     fork.kill().await.expect("ends");
 }

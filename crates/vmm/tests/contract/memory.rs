@@ -125,6 +125,34 @@ async fn a_chain_of_three_snapshots_keeps_what_each_of_them_added() {
     }
 }
 
+/// A copy of a booted guest's memory that was taken while it ran is torn; brought up to date in
+/// the pause, a guest goes on from it as the source does.
+#[tokio::test]
+async fn a_copy_taken_while_the_guest_ran_is_brought_up_to_date() {
+    let Some(host) = Host::real(Backend::QemuMicrovm) else { return };
+    let vmm = host.boot("base").await;
+    let mut guest = ready(&vmm).await;
+    guest.ask("dirty 300").await;
+    let dir = vmm.seat().dir.clone();
+    let onto = dir.join("copy");
+    copy_sparse(&dir.join(MEMORY), &onto);
+    guest.ask("dirty 500").await;
+    vmm.pause().await.expect("pauses");
+    let format = vmm.save_state("vmstate".as_ref()).await.expect("saved");
+    let pages = vmm.update_memory(&onto).await.expect("updated");
+    assert!(pages.changed >= 200, "{pages:?}");
+    vmm.resume().await.expect("goes on");
+    drop(guest);
+    assert_eq!(ready(&vmm).await.number("sum").await, 500 * 501 / 2);
+
+    let state = hearth_vmm::SavedState { vmstate: dir.join("vmstate"), memory: onto, format };
+    let bundle = crate::host::Bundle { state, overlay: dir.join(hearth_vmm::OVERLAY) };
+    let fork = host.fork(&bundle, "fork").await;
+    assert_eq!(ready(&fork).await.number("sum").await, 500 * 501 / 2);
+    fork.kill().await.expect("ends");
+    vmm.kill().await.expect("ends");
+}
+
 /// The file made of a base and a fork's own pages is the fork's memory, byte for byte: QEMU itself
 /// dumps what the guest sees, and both must agree (but for the pages of its own firmware).
 #[tokio::test]
@@ -138,7 +166,7 @@ async fn a_fork_s_own_pages_over_its_base_are_its_memory() {
     vmm.pause().await.expect("pauses");
     let onto = bundle.state.memory.with_file_name("onto");
     copy_sparse(&bundle.state.memory, &onto);
-    let pages = vmm.write_private_pages(&onto).await.expect("written");
+    let pages = vmm.update_memory(&onto).await.expect("written");
     assert!(pages.changed > 300 && pages.changed < 5000 && pages.zero >= 300, "{pages:?}");
 
     let dir = vmm.seat().dir.clone();
@@ -181,7 +209,7 @@ async fn a_guest_with_memory_above_the_hole_is_saved_and_restored() {
         let (from, to) = (dir.join(MEMORY), dir.join("second"));
         let cp = std::process::Command::new("cp").arg("--sparse=always").args([from, to]).status();
         assert!(cp.expect("cp is there").success());
-        fork.write_private_pages(&dir.join("second")).await.expect("written");
+        fork.update_memory(&dir.join("second")).await.expect("written");
         fork.kill().await.expect("ends");
         let bundle = crate::host::Bundle { state: state("second"), ..bundle };
         let fork = host.fork(&bundle, "grandchild").await;
