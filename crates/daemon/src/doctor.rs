@@ -99,10 +99,12 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
             .remedy("for speed, use a host with hardware virtualisation"),
     });
     checks.push(kernel(&config));
-    checks.extend(TOOLS.iter().map(|(tool, package, missing, what_for)| match which(tool) {
-        Some(path) => Check::new(*tool, Verdict::Ok, path.display().to_string()),
-        None => Check::new(*tool, *missing, format!("not found; it {what_for}"))
-            .remedy(format!("`hearth doctor --fix`, or install the package {package}")),
+    checks.extend(TOOLS.iter().map(|(tool, package, missing, what_for)| {
+        match which(tool) {
+            Some(path) => Check::new(*tool, Verdict::Ok, path.display().to_string()),
+            None => Check::new(*tool, *missing, format!("not found; it {what_for}"))
+                .remedy(format!("`hearth doctor --fix`, or install the package {package}")),
+        }
     }));
     checks.push(data_dir(&config.data_dir));
     checks.push(privileges());
@@ -136,10 +138,12 @@ fn data_dir(dir: &Path) -> Check {
     };
     match hearth_disk::reflink_supported(there) {
         Ok(true) => Check::new("data directory", Verdict::Ok, format!("{}: {space}, reflink", dir.display())),
-        Ok(false) => {
-            Check::new("data directory", Verdict::Warn, format!("{}: {space}, no reflink: clones are copies", dir.display()))
-                .remedy("put it on XFS or Btrfs, where a clone of a disk takes no time and no space")
-        }
+        Ok(false) => Check::new(
+            "data directory",
+            Verdict::Warn,
+            format!("{}: {space}, no reflink: clones are copies", dir.display()),
+        )
+        .remedy("put it on XFS or Btrfs, where a clone of a disk takes no time and no space"),
         Err(error) => Check::new(
             "data directory",
             Verdict::Fail,

@@ -191,14 +191,13 @@ impl InstanceHandle {
                 OpError::new(ErrorKind::GuestUnresponsive, format!("instance {name}: its agent does not answer"))
                     .hinted(format!("see `hearth logs {name}`"))
             }
-            state => OpError::new(
-                ErrorKind::WrongState,
-                format!("instance {name} must be running; it is {}", state.name()),
-            )
-            .hinted(match state {
-                InstanceState::Standby { .. } => format!("`hearth restore {name}`"),
-                _ => format!("`hearth start {name}`"),
-            }),
+            state => {
+                OpError::new(ErrorKind::WrongState, format!("instance {name} must be running; it is {}", state.name()))
+                    .hinted(match state {
+                        InstanceState::Standby { .. } => format!("`hearth restore {name}`"),
+                        _ => format!("`hearth start {name}`"),
+                    })
+            }
         }
         .about("instance", name.as_str()))
     }

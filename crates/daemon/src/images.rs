@@ -78,7 +78,8 @@ impl Images {
         let error = OpError::not_found("image", name.as_str(), &similar);
         Err(match error.hint {
             Some(_) => error,
-            None => error.hinted("`hearth image import PATH --name NAME` imports it; `hearth image list` shows what is there"),
+            None => error
+                .hinted("`hearth image import PATH --name NAME` imports it; `hearth image list` shows what is there"),
         })
     }
 

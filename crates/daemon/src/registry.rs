@@ -64,10 +64,8 @@ impl Registry {
     /// The instance that a text means: id, name, or a prefix of one id only.
     pub(crate) fn resolve(&self, text: &str) -> Result<InstanceHandle, OpError> {
         let instances = self.read();
-        let called: Vec<Called> = instances
-            .values()
-            .map(|h| Called { id: h.id().to_string(), name: Some(h.name().to_string()) })
-            .collect();
+        let called: Vec<Called> =
+            instances.values().map(|h| Called { id: h.id().to_string(), name: Some(h.name().to_string()) }).collect();
         match resolve(text, &called) {
             Lookup::Found(id) => instances
                 .iter()

@@ -75,9 +75,9 @@ impl Kind for ServeError {
             Self::Config(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Directory { .. } => Some("choose another place with --data-dir, or run as root".into()),
-            Self::Listen { listen, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-                Some(format!("something listens on {listen} already, perhaps another daemon; choose another with --listen"))
-            }
+            Self::Listen { listen, source } if source.kind() == std::io::ErrorKind::AddrInUse => Some(format!(
+                "something listens on {listen} already, perhaps another daemon; choose another with --listen"
+            )),
             Self::Listen { .. } | Self::Io(_) => None,
             Self::Recover(error) => error.hint.clone(),
         }
@@ -161,12 +161,7 @@ pub(crate) async fn probe(config: &Config) -> Vmms {
         AccelChoice::Kvm => (Accel::Kvm, "the configuration says so".into()),
         AccelChoice::Tcg => (Accel::Tcg, "the configuration says so".into()),
     };
-    Vmms {
-        accel,
-        accel_why,
-        probes,
-        launcher: hearth_vmm::Launcher::Real,
-    }
+    Vmms { accel, accel_why, probes, launcher: hearth_vmm::Launcher::Real }
 }
 
 fn init_log(config: &Config) {
