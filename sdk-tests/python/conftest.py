@@ -126,10 +126,10 @@ class Hearth:
 def write_image(directory):
     """An OCI layout: busybox, a user, and a program that counts in its memory."""
     counter = (
-        "#!/bin/sh\nrm -f /tmp/in /tmp/out; mkfifo /tmp/in /tmp/out; count=0\necho counter ready\n"
-        'while read -r add < /tmp/in; do count=$((count + add)); echo "$count" > /tmp/out; done\n'
+        "#!/bin/sh\nmkfifo /run/out /run/in; count=0\necho counter ready\n"
+        'while read -r add < /run/in; do count=$((count + add)); echo "$count" > /run/out; done\n'
     )
-    count = '#!/bin/sh\necho "$1" > /tmp/in; cat /tmp/out\n'
+    count = '#!/bin/sh\nuntil [ -p /run/in ]; do sleep 0.05; done; echo "$1" > /run/in; cat /run/out\n'
     layer = BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
 
@@ -142,7 +142,7 @@ def write_image(directory):
             add(path, 0o755, tarfile.DIRTYPE)
         add("tmp", 0o1777, tarfile.DIRTYPE)
         add("bin/busybox", 0o755, content=Path("/bin/busybox").read_bytes())
-        for name in ("sh", "cat", "echo", "ls", "mkfifo", "rm", "sleep"):
+        for name in ("sh", "cat", "mkfifo", "sleep"):
             add(f"bin/{name}", 0o777, tarfile.SYMTYPE, target="busybox")
         add("bin/counter", 0o755, content=counter.encode())
         add("bin/count", 0o755, content=count.encode())

@@ -15,8 +15,7 @@ use crate::needs;
 /// The program of most stories: it counts in a variable of a shell, so in the guest's memory
 /// alone. Its nonce is new with each start: the same nonce means the same process.
 const COUNTER: &str = r#"#!/bin/sh
-rm -f /run/counter.in /run/counter.out
-mkfifo /run/counter.in /run/counter.out
+mkfifo /run/counter.out /run/counter.in
 read -r nonce < /proc/sys/kernel/random/uuid
 count=0
 echo "counter ready"
@@ -26,8 +25,13 @@ while read -r add < /run/counter.in; do
 done
 "#;
 
-/// Adds its argument and prints nonce and count.
-const COUNT: &str = "#!/bin/sh\necho \"$1\" > /run/counter.in\nread -r answer < /run/counter.out\necho \"$answer\"\n";
+/// Adds its argument and prints nonce and count; the counter may only just be starting.
+const COUNT: &str = r#"#!/bin/sh
+until [ -p /run/counter.in ]; do sleep 0.05; done
+echo "$1" > /run/counter.in
+read -r answer < /run/counter.out
+echo "$answer"
+"#;
 
 #[derive(Debug, Clone)]
 enum What {

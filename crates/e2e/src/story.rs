@@ -133,7 +133,7 @@ impl Setup {
         }
         match told {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => panic!("{name}: {error:?}"),
+            Ok(Err(error)) => panic!("{name}: {error:#}"),
             Err(panic) => resume_unwind(panic),
         }
     }
