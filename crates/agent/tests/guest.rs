@@ -325,6 +325,6 @@ async fn a_restored_guest_answers_at_once_whatever_was_under_way() {
             );
         }
         // Loose, for machines that are busy; a missed wake-up would be seconds or never.
-        assert!(welcomes[10] < Duration::from_millis(100), "{welcomes:?}");
+        assert!(welcomes[10] < Duration::from_secs(1), "{welcomes:?}");
     }
 }
