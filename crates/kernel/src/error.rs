@@ -90,10 +90,10 @@ impl KernelError {
 impl Kind for KernelError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Io { source, .. } => io_kind(source),
             Self::Damaged { .. } => ErrorKind::Corrupt,
-            Self::Lacks { .. } | Self::UnknownFormat { .. } => ErrorKind::Unsupported,
+            // What is missing is the host's, not what the request names.
+            Self::NotFound { .. } | Self::Lacks { .. } | Self::UnknownFormat { .. } => ErrorKind::Unsupported,
             Self::Occupied { .. } => ErrorKind::AlreadyExists,
             Self::Tool { .. } => ErrorKind::HostFailed,
         }

@@ -140,7 +140,7 @@ mod tests {
         ];
         for (dir, reason) in cases {
             let error = find(dir.path()).expect_err("no kernel");
-            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains(reason), "{error}");
             let hint = error.hint().expect("a hint");
             assert!(hint.contains("hearth doctor --fix") && hint.contains("kernel.dir"), "{hint}");
