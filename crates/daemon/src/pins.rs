@@ -50,6 +50,15 @@ impl Pin {
     }
 }
 
+#[cfg(test)]
+impl Pins {
+    /// What the death of the daemon does.
+    pub(crate) fn forget_all(&self) {
+        lock(&self.inner).clear();
+        self.inner.released.notify_waiters();
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut held = lock(&self.inner);

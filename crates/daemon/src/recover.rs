@@ -4,11 +4,12 @@
 //! taken over and never ended; what an operation that was cut off may have made is removed by
 //! name; where one could not look, nothing is touched.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use hearth_agent_client::EventReceiver;
 use hearth_model::recovery::{Observed, Recovery, recover};
-use hearth_model::{InstanceState, Phase};
+use hearth_model::{InstanceState, Op, Phase, SnapshotId};
 use hearth_store::{InstanceRecord, ProgramExit};
 use tracing::{info, warn};
 
@@ -17,6 +18,7 @@ use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::Live;
+use crate::ops::bundle::NOT_PUBLISHED;
 use crate::registry::Registry;
 use crate::run::blocking;
 
@@ -31,6 +33,9 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
     for stray in &swept.unknown {
         warn!(bundle = %stray.display(), "a bundle without a record: left as it is");
     }
+    for id in &swept.missing {
+        forget_unpublished(host, id)?;
+    }
     for record in host.store.instances()? {
         let (id, name) = (record.id.clone(), record.spec.name.clone());
         if let Err(error) = recover_one(host, registry, record).await {
@@ -38,6 +43,17 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
         }
     }
     drop_orphans(host, registry)
+}
+
+/// A record without a bundle: made by an operation that was cut off before it published, or left
+/// by somebody who removed the bundle's directory. Only the first is forgotten.
+fn forget_unpublished(host: &Arc<Host>, id: &SnapshotId) -> Result<(), OpError> {
+    let Some(record) = host.store.snapshot(id)? else { return Ok(()) };
+    if record.size_bytes == NOT_PUBLISHED {
+        return Ok(host.store.remove_snapshot(id)?);
+    }
+    warn!(snapshot = %id, instance = %record.source_name, "a snapshot's bundle is not there");
+    Ok(())
 }
 
 async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: InstanceRecord) -> Result<(), OpError> {
@@ -52,7 +68,8 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
             }
         },
     };
-    let decision = recover(&record.phase, observed);
+    let saved = saved_by_standby(host, &record)?;
+    let decision = recover(&record.phase, observed, saved);
     info!(id = %record.id, name = %record.spec.name, phase = ?record.phase, ?observed, ?decision, "recovering");
     match decision {
         Recovery::Adopt => {
@@ -85,6 +102,23 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
             rest(host, registry, record, state)
         }
     }
+}
+
+/// The bundle that a standby of this instance recorded before it was cut off. Only a standby links
+/// the instance's own overlay into its bundle: by that it is told from one made for a fork.
+fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<SnapshotId>, OpError> {
+    if !matches!(record.phase, Phase::Busy { op: Op::Standby, .. }) {
+        return Ok(None);
+    }
+    let inode = |path: std::path::PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
+    let Some(own) = inode(host.data.instance(&record.id).overlay()) else { return Ok(None) };
+    let saved = host.store.snapshots()?.into_iter().find(|snapshot| {
+        let bundle = host.data.snapshots().join(snapshot.id.as_str());
+        snapshot.internal
+            && snapshot.source_instance == record.id
+            && inode(bundle.join(hearth_snapshot::OVERLAY)) == Some(own)
+    });
+    Ok(saved.map(|snapshot| snapshot.id))
 }
 
 /// Ends what VMM there may be, and removes what only it used.

@@ -137,10 +137,10 @@ async fn attempt<T, E: Into<OpError>>(
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, OpError> {
-    faults.before(name)?;
+    faults.before(name).await?;
     let result = work.instrument(debug_span!("step", name)).await.map_err(Into::into);
     if result.is_ok() {
-        faults.after(name)?;
+        faults.after(name).await?;
     }
     result
 }

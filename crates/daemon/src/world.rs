@@ -137,6 +137,14 @@ impl World {
         }
     }
 
+    /// The daemon has died and is started again: what it knew is gone, what it did is not.
+    pub(crate) async fn reborn(&mut self) {
+        self.host.faults.set(None);
+        self.host.pins.forget_all();
+        self.registry = Registry::new(Arc::clone(&self.host));
+        crate::recover::recover_all(&self.host, &self.registry).await.expect("recovered");
+    }
+
     pub(crate) fn picture(&self) -> Picture {
         let instances = self.registry.list().into_iter().map(|view| {
             let state = match view.state() {
@@ -159,6 +167,21 @@ impl World {
                 std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),
             ),
         }
+    }
+
+    /// The world once the background has done its part: unchanged for a while, and every recorded
+    /// snapshot has its bundle and no other is there.
+    pub(crate) async fn at_rest(&self) -> Picture {
+        let mut last = self.picture();
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let now = self.picture();
+            if now == last && now.snapshots.0 == now.snapshots.1 {
+                return now;
+            }
+            last = now;
+        }
+        panic!("the world does not come to rest: {last:?}");
     }
 
     /// Waits until what is removed in the background is gone: until the world looks as it should,

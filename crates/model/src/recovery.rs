@@ -1,5 +1,6 @@
 //! What to do at start about an instance, from its record and from what the host shows.
 
+use crate::id::SnapshotId;
 use crate::state::{InstanceState, Op, Phase};
 
 /// What the host shows of an instance's VMM.
@@ -32,9 +33,9 @@ pub enum Recovery {
     Hold(&'static str),
 }
 
-/// Decides, purely.
+/// Decides, purely. `saved`: the bundle that a standby that was cut off had recorded already.
 #[must_use]
-pub fn recover(phase: &Phase, seen: Observed) -> Recovery {
+pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Recovery {
     use InstanceState::{Failed, Running, Standby, Stopped};
     match (phase, seen) {
         (_, Observed::Unknown) => Recovery::Hold("could not look for its VMM"),
@@ -51,6 +52,11 @@ pub fn recover(phase: &Phase, seen: Observed) -> Recovery {
 
         // It was running and still is: whatever was begun on it did not end it.
         (Phase::Busy { from: Running, .. }, Observed::Alive) => Recovery::Adopt,
+        // Its memory is safe, only the last words of the standby were not written.
+        (Phase::Busy { op: Op::Standby, from: Running }, Observed::Gone) => match saved {
+            Some(snapshot) => Recovery::Undo(Standby { snapshot }),
+            None => Recovery::NoteExit,
+        },
         (Phase::Busy { from: Running, .. }, Observed::Gone) => Recovery::NoteExit,
         (Phase::Busy { from: state, .. }, Observed::Alive | Observed::Gone) => Recovery::Undo(state.clone()),
     }
@@ -68,7 +74,7 @@ mod tests {
                 Phase::Resting(InstanceState::Stopped),
                 Phase::Busy { op, from: InstanceState::Running },
             ] {
-                assert!(matches!(recover(&phase, Observed::Unknown), Recovery::Hold(_)));
+                assert!(matches!(recover(&phase, Observed::Unknown, None), Recovery::Hold(_)));
             }
         }
     }
@@ -77,19 +83,29 @@ mod tests {
     fn a_running_guest_is_never_ended_by_a_restart() {
         for op in [Op::Snapshot, Op::Standby, Op::Stop] {
             let phase = Phase::Busy { op, from: InstanceState::Running };
-            assert_eq!(recover(&phase, Observed::Alive), Recovery::Adopt);
+            assert_eq!(recover(&phase, Observed::Alive, None), Recovery::Adopt);
         }
-        assert_eq!(recover(&Phase::Resting(InstanceState::Running), Observed::Alive), Recovery::Adopt);
+        assert_eq!(recover(&Phase::Resting(InstanceState::Running), Observed::Alive, None), Recovery::Adopt);
+    }
+
+    #[test]
+    fn memory_that_was_saved_is_not_lost_with_the_daemon() {
+        let cut = Phase::Busy { op: Op::Standby, from: InstanceState::Running };
+        let snapshot = SnapshotId::from_entropy([3; 16]);
+        let standby = InstanceState::Standby { snapshot: snapshot.clone() };
+        assert_eq!(recover(&cut, Observed::Gone, Some(snapshot.clone())), Recovery::Undo(standby));
+        assert_eq!(recover(&cut, Observed::Gone, None), Recovery::NoteExit);
+        assert_eq!(recover(&cut, Observed::Alive, Some(snapshot)), Recovery::Adopt);
     }
 
     #[test]
     fn half_made_instances_go_and_half_deleted_ones_too() {
         let cut = |op| Phase::Busy { op, from: InstanceState::Stopped };
         for seen in [Observed::Alive, Observed::Gone] {
-            assert_eq!(recover(&cut(Op::Create), seen), Recovery::Remove);
-            assert_eq!(recover(&cut(Op::Fork), seen), Recovery::Remove);
-            assert_eq!(recover(&cut(Op::Delete), seen), Recovery::FinishDelete);
-            assert_eq!(recover(&cut(Op::Start), seen), Recovery::Undo(InstanceState::Stopped));
+            assert_eq!(recover(&cut(Op::Create), seen, None), Recovery::Remove);
+            assert_eq!(recover(&cut(Op::Fork), seen, None), Recovery::Remove);
+            assert_eq!(recover(&cut(Op::Delete), seen, None), Recovery::FinishDelete);
+            assert_eq!(recover(&cut(Op::Start), seen, None), Recovery::Undo(InstanceState::Stopped));
         }
     }
 }

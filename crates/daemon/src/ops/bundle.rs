@@ -223,13 +223,9 @@ async fn publish(
         base: record.ram_base.clone(),
     };
 
-    run.undo("snapshot", {
-        let (snapshots, id) = (host.data.snapshots(), id.clone());
-        blocking(move || hearth_snapshot::remove(&snapshots, &id))
-    });
-    let bundle = run.step("publish bundle", blocking(move || hearth_snapshot::publish(draft, manifest))).await?;
-
-    let saved = SnapshotRecord {
+    // The record comes first: a bundle that nobody knows of would stay for ever if the daemon died
+    // between the two, a record without a bundle is forgotten at the next start.
+    let mut saved = SnapshotRecord {
         id: id.clone(),
         name: purpose.name,
         kind: purpose.kind,
@@ -238,17 +234,30 @@ async fn publish(
         source_name: record.spec.name.clone(),
         backend: record.spec.backend,
         created_at_ms,
-        size_bytes: bundle.manifest().allocated_bytes(),
+        size_bytes: NOT_PUBLISHED,
         tags: purpose.tags,
         spec: record.spec.clone(),
         image_digest: record.image_digest.clone(),
         memory: (purpose.kind == SnapshotKind::Standby).then_some(record.spec.memory),
     };
-    let forget = Arc::clone(host);
-    run.undo("snapshot record", async move { forget.store.remove_snapshot(&id).map_err(OpError::from) });
-    run.step("record snapshot", async { host.store.insert_snapshot(&saved).map_err(OpError::from) }).await?;
+    run.undo("snapshot record", {
+        let (host, id) = (Arc::clone(host), id.clone());
+        async move { host.store.remove_snapshot(&id) }
+    });
+    run.step("record snapshot", async { host.store.insert_snapshot(&saved) }).await?;
+
+    run.undo("snapshot", {
+        let snapshots = host.data.snapshots();
+        blocking(move || hearth_snapshot::remove(&snapshots, &id))
+    });
+    let bundle = run.step("publish bundle", blocking(move || hearth_snapshot::publish(draft, manifest))).await?;
+    saved.size_bytes = bundle.manifest().allocated_bytes();
+    run.step("record size", async { host.store.update_snapshot(&saved) }).await?;
     Ok(saved)
 }
+
+/// The size of a snapshot whose bundle was never seen: every bundle has a manifest, so none is empty.
+pub(crate) const NOT_PUBLISHED: u64 = 0;
 
 /// Lets a paused VMM go on; one that has ended meanwhile has nothing to go on with.
 async fn resume_if_there(vmm: Arc<Vmm>) -> Result<(), OpError> {

@@ -1,10 +1,10 @@
-//! Failing the nth call of an operation, before or after it takes effect: for tests. Outside of
+//! Failing the nth call of an operation, or dying there, before or after it takes effect: for tests. Outside of
 //! tests there is nothing to plan, and nothing to look at.
 
 #[cfg(test)]
 pub(crate) use planned::Faults;
 #[cfg(test)]
-pub(crate) use planned::When;
+pub(crate) use planned::{How, When};
 
 /// No failures are planned.
 #[cfg(not(test))]
@@ -13,13 +13,13 @@ pub(crate) struct Faults {}
 
 #[cfg(not(test))]
 impl Faults {
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
-    pub(crate) fn before(&self, _: &'static str) -> Result<(), crate::error::OpError> {
+    #[allow(clippy::unused_async, clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
+    pub(crate) async fn before(&self, _: &'static str) -> Result<(), crate::error::OpError> {
         Ok(())
     }
 
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
-    pub(crate) fn after(&self, _: &'static str) -> Result<(), crate::error::OpError> {
+    #[allow(clippy::unused_async, clippy::unused_self, clippy::unnecessary_wraps, reason = "as the one with plans")]
+    pub(crate) async fn after(&self, _: &'static str) -> Result<(), crate::error::OpError> {
         Ok(())
     }
 }
@@ -41,6 +41,15 @@ mod planned {
         After,
     }
 
+    /// How it fails.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum How {
+        /// With an error.
+        Error,
+        /// The daemon stops dead: the operation never goes on.
+        Death,
+    }
+
     /// A plan of one failure; counts calls when there is none.
     #[derive(Debug, Clone, Default)]
     pub(crate) struct Faults {
@@ -49,14 +58,15 @@ mod planned {
 
     #[derive(Debug, Default)]
     struct Plan {
-        fail: Option<(usize, When)>,
+        fail: Option<(usize, When, How)>,
         calls: Vec<&'static str>,
+        dead: bool,
     }
 
     impl Faults {
         /// From now on: count calls from zero, and fail the nth.
-        pub(crate) fn set(&self, fail: Option<(usize, When)>) {
-            *self.plan() = Plan { fail, calls: Vec::new() };
+        pub(crate) fn set(&self, fail: Option<(usize, When, How)>) {
+            *self.plan() = Plan { fail, ..Plan::default() };
         }
 
         /// The calls made since `set`.
@@ -64,25 +74,39 @@ mod planned {
             self.plan().calls.clone()
         }
 
-        pub(crate) fn before(&self, name: &'static str) -> Result<(), OpError> {
-            let mut plan = self.plan();
-            plan.calls.push(name);
-            let this = plan.calls.len() - 1;
-            if plan.fail == Some((this, When::Before)) { Err(planned(name, "before")) } else { Ok(()) }
+        /// Whether the planned death has come.
+        pub(crate) fn dead(&self) -> bool {
+            self.plan().dead
         }
 
-        pub(crate) fn after(&self, name: &'static str) -> Result<(), OpError> {
-            let plan = self.plan();
-            let this = plan.calls.len().wrapping_sub(1);
-            if plan.fail == Some((this, When::After)) { Err(planned(name, "after")) } else { Ok(()) }
+        pub(crate) async fn before(&self, name: &'static str) -> Result<(), OpError> {
+            self.plan().calls.push(name);
+            self.fail(name, When::Before).await
+        }
+
+        pub(crate) async fn after(&self, name: &'static str) -> Result<(), OpError> {
+            self.fail(name, When::After).await
+        }
+
+        async fn fail(&self, name: &'static str, now: When) -> Result<(), OpError> {
+            let how = {
+                let mut plan = self.plan();
+                let this = plan.calls.len().wrapping_sub(1);
+                let how = plan.fail.filter(|(nth, when, _)| (*nth, *when) == (this, now)).map(|(_, _, how)| how);
+                plan.dead |= how == Some(How::Death);
+                how
+            };
+            match how {
+                None => Ok(()),
+                Some(How::Error) => {
+                    Err(OpError::new(ErrorKind::HostFailed, format!("planned failure {now:?} {name:?}")))
+                }
+                Some(How::Death) => std::future::pending().await,
+            }
         }
 
         fn plan(&self) -> std::sync::MutexGuard<'_, Plan> {
             self.plan.lock().unwrap_or_else(PoisonError::into_inner)
         }
-    }
-
-    fn planned(name: &str, when: &str) -> OpError {
-        OpError::new(ErrorKind::HostFailed, format!("planned failure {when} {name:?}"))
     }
 }

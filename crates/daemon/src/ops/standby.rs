@@ -22,7 +22,7 @@ pub(super) async fn standby(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     // The bundle is published: from here on the instance is in standby.
     let (dir, seat) = (subject.dir.clone(), recorded_seat(&subject.record));
     run.finish("end vmm", || end_vmm(Arc::clone(host), dir.clone(), seat.clone())).await;
-    let mapped = [dir.memory(), dir.memory_base()];
+    let mapped = [dir.memory(), dir.memory_base(), dir.vmstate()];
     run.finish("unlink memory", || {
         let mapped = mapped.clone();
         blocking(move || mapped.iter().try_for_each(|file| hearth_disk::remove(file)))

@@ -1,12 +1,12 @@
 //! Every call of every verb fails in turn, before and after its effect; then one looks at what is
-//! left. In-process VMMs and guests, real files and records.
+//! left. And the daemon stops dead there, is started again, and one looks once more. In-process VMMs and guests, real files and records.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_store::SnapshotKind;
 
-use super::faults::When;
+use super::faults::{How, When};
 use super::{SnapshotPlan, Target};
 use crate::error::OpError;
 use crate::registry::{ForkRequest, ForkSource};
@@ -136,9 +136,7 @@ async fn every_call_of(verb: Verb) {
     world.host.faults.set(None);
     verb.act(&world).await.expect("it works when nothing fails");
     let calls = world.host.faults.calls();
-    // What a clean run leads to, once the background has done its part.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let done = world.picture();
+    let done = world.at_rest().await;
     assert!(!calls.is_empty(), "{verb:?} makes calls");
 
     for (nth, call) in calls.iter().enumerate() {
@@ -146,9 +144,8 @@ async fn every_call_of(verb: Verb) {
             let story = format!("{verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
             let world = World::new().await;
             verb.prepare(&world).await;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let before = world.picture();
-            world.host.faults.set(Some((nth, when)));
+            let before = world.at_rest().await;
+            world.host.faults.set(Some((nth, when, How::Error)));
             let result = verb.act(&world).await;
             world.host.faults.set(None);
 
@@ -167,12 +164,55 @@ async fn every_call_of(verb: Verb) {
     }
 }
 
+/// The daemon dies at every call of one verb in turn.
+async fn death_at_every_call_of(verb: Verb) {
+    let world = World::new().await;
+    verb.prepare(&world).await;
+    world.host.faults.set(None);
+    verb.act(&world).await.expect("it works when nothing fails");
+    let calls = world.host.faults.calls();
+    let done = world.at_rest().await;
+
+    for (nth, call) in calls.iter().enumerate() {
+        for when in [When::Before, When::After] {
+            let story = format!("{verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
+            let mut world = World::new().await;
+            verb.prepare(&world).await;
+            let before = world.at_rest().await;
+            world.host.faults.set(Some((nth, when, How::Death)));
+            tokio::select! {
+                ended = verb.act(&world) => panic!("{story}: it did not die: {ended:?}"),
+                () = died(&world) => {}
+            }
+            world.reborn().await;
+            let after = world.settles_to(&[&before, &done]).await;
+            assert!(
+                after == before || after == done,
+                "{story}: neither as before {before:?} nor done {done:?}: {after:?}"
+            );
+        }
+    }
+}
+
+async fn died(world: &World) {
+    while !world.host.faults.dead() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 macro_rules! every_call_fails {
-    ($($name:ident: $($verb:ident)+;)*) => {$(
+    ($($name:ident, $death:ident: $($verb:ident)+;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
             for verb in [$(Verb::$verb),+] {
                 every_call_of(verb).await;
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $death() {
+            for verb in [$(Verb::$verb),+] {
+                death_at_every_call_of(verb).await;
             }
         }
     )*
@@ -186,13 +226,13 @@ macro_rules! every_call_fails {
 }
 
 every_call_fails! {
-    create_leaves_nothing: Create;
-    start_leaves_nothing: Start;
-    stop_leaves_nothing: Stop StopStandby;
-    standby_leaves_nothing: Standby StandbyOfRestored;
-    restore_leaves_nothing: Restore;
-    snapshot_leaves_nothing: SnapshotRunning SnapshotRestored SnapshotStandby SnapshotStopped;
-    fork_leaves_nothing: ForkStandby ForkToStandby ForkRunning ForkStopped;
-    revert_leaves_nothing: RevertToRunning RevertToStopped;
-    delete_leaves_nothing: DeleteRunning DeleteStandby;
+    create_leaves_nothing, death_in_create_loses_nothing: Create;
+    start_leaves_nothing, death_in_start_loses_nothing: Start;
+    stop_leaves_nothing, death_in_stop_loses_nothing: Stop StopStandby;
+    standby_leaves_nothing, death_in_standby_loses_nothing: Standby StandbyOfRestored;
+    restore_leaves_nothing, death_in_restore_loses_nothing: Restore;
+    snapshot_leaves_nothing, death_in_snapshot_loses_nothing: SnapshotRunning SnapshotRestored SnapshotStandby SnapshotStopped;
+    fork_leaves_nothing, death_in_fork_loses_nothing: ForkStandby ForkToStandby ForkRunning ForkStopped;
+    revert_leaves_nothing, death_in_revert_loses_nothing: RevertToRunning RevertToStopped;
+    delete_leaves_nothing, death_in_delete_loses_nothing: DeleteRunning DeleteStandby;
 }
