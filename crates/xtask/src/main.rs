@@ -3,9 +3,14 @@
 //! In: a command. Out: its exit code. One file per command; to add one, add a file with
 //! `pub fn run` and a variant here. Nothing of Hearth itself may depend on this crate.
 
+mod bench;
 mod build;
 mod ci;
+mod daemon;
+mod demo;
 mod deps;
+mod interrupt;
+mod oci;
 mod process;
 mod setup;
 mod workspace;
@@ -26,10 +31,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure restore, fork, snapshot and the API beside the bare VMM.
+    Bench(bench::Arguments),
     /// Build `hearth` complete, with the guest agent in it.
     Build(build::Arguments),
     /// Run every check and test, as `.ci/run` does.
     Ci(ci::Arguments),
+    /// Show one service from an OCI image to ten forks; installs what is missing.
+    Demo,
     /// Check who depends on whom, where `unsafe` is, and that each file says what it is for.
     Deps,
 }
@@ -37,8 +46,10 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = Workspace::load().and_then(|workspace| match arguments.command {
+        Command::Bench(arguments) => bench::run(&workspace, &arguments),
         Command::Build(arguments) => build::run(&workspace, &arguments),
         Command::Ci(arguments) => ci::run(&workspace, &arguments),
+        Command::Demo => demo::run(&workspace),
         Command::Deps => deps::run(&workspace),
     });
     match done {

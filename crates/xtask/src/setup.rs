@@ -44,6 +44,12 @@ pub const RUN: &[Need] = &[
 /// What it takes to make an image from Debian itself.
 pub const MAKE_IMAGES: &[Need] = &[program("debootstrap", "debootstrap")];
 
+/// What `bench` measures with.
+pub const BENCH: &[Need] = &[
+    Need { package: "busybox-static", probe: Probe::File("/usr/share/doc/busybox-static") },
+    program("xfsprogs", "mkfs.xfs"),
+];
+
 /// What the tests need on top of it.
 pub const TEST: &[Need] = &[
     program("gcc", "cc"),

@@ -1,0 +1,235 @@
+//! The ground that is measured on: a daemon with a small image, on one file system.
+//!
+//! In: a built `hearth`. Out: a daemon on an empty data directory in `target/bench`, on this file
+//! system or on a fresh XFS with reflink, and a guest image that is quick. All of it is gone when
+//! this is dropped.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::bench::floor::Arguments;
+use crate::bench::http::Client;
+use crate::daemon::{self, Daemon};
+use crate::oci::{Content, Item, Layout, Runs};
+use crate::process;
+use crate::workspace::Workspace;
+
+/// Where the static busybox is.
+const BUSYBOX: &str = "/bin/busybox";
+const IMAGE: &str = "idle";
+/// Of the file that XFS is made in; it is sparse.
+const XFS_BYTES: u64 = 8 << 30;
+
+/// On which file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// That of the target directory.
+    Plain,
+    /// XFS with reflink in a loop device; needs root.
+    Reflink,
+}
+
+/// A daemon, ready to be measured.
+#[derive(Debug)]
+pub struct Ground {
+    // Dropped in this order: the daemon before what it stands on.
+    daemon: Daemon,
+    data: PathBuf,
+    floors: PathBuf,
+    backend: String,
+    _root: Root,
+}
+
+/// A directory that is emptied in the beginning and in the end, and unmounted if need be.
+#[derive(Debug)]
+struct Root {
+    dir: PathBuf,
+    mount: Option<PathBuf>,
+}
+
+impl Ground {
+    pub fn new(workspace: &Workspace, hearth: &Path, on: FileSystem, backend: &str) -> Result<Self> {
+        let root = Root::new(&workspace.target.join("bench"), on)?;
+        let at = root.mount.as_ref().unwrap_or(&root.dir);
+        let (data, floors) = (at.join("data"), at.join("floors"));
+        let layout = root.dir.join("idle.oci");
+        write_image(&layout)?;
+        let settings = [
+            ("HEARTH_KERNEL_DIR", workspace.target.join("hearth-kernel").into_os_string()),
+            ("HEARTH_LOG", "warn".into()),
+        ];
+        let daemon = Daemon::start(hearth, &data, &settings)?;
+        let ground = Self { daemon, data, floors, backend: backend.to_owned(), _root: root };
+        let layout = layout.to_str().context("the target directory is not UTF-8")?;
+        ground.client()?.post("/images/import", Some(&json!({ "path": layout, "name": IMAGE })))?;
+        Ok(ground)
+    }
+
+    pub fn client(&self) -> Result<Client> {
+        Client::connect(self.daemon.url())
+    }
+
+    /// How vCPUs are executed, as the daemon says.
+    pub fn accel(&self) -> Result<String> {
+        let answer = self.client()?.get("/capabilities")?.body;
+        let runtimes = answer["runtimes"].as_array().context("a daemon has runtimes")?;
+        let ours = runtimes.iter().find(|runtime| runtime["name"] == self.backend.as_str());
+        let ours = ours.with_context(|| format!("the daemon does not know {}", self.backend))?;
+        ensure!(ours["available"] == true, "{} cannot be used here: {}", self.backend, ours["reason"]);
+        Ok(ours["accel"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// Boots a new instance; how the product started it.
+    pub fn boot(&self, client: &mut Client, name: &str) -> Result<Arguments> {
+        let request = json!({ "name": name, "image": IMAGE, "size": "256MB", "hypervisor": self.backend });
+        let made = client.post("/instances", Some(&request))?.body;
+        let waited = client.get(&format!("/instances/{name}/wait?state=Running&timeout=2m"))?.body;
+        ensure!(waited["state"] == "Running", "{name} does not boot: {waited}");
+        Arguments::of(self.vmm(text(&made, "id")?)?)
+    }
+
+    /// The directory of an instance.
+    pub fn instance_dir(&self, id: &str) -> PathBuf {
+        self.data.join("instances").join(id)
+    }
+
+    /// The process that runs an instance: the one that sits in its directory.
+    pub fn vmm(&self, id: &str) -> Result<u32> {
+        let dir = self.instance_dir(id);
+        let sits = |pid: &u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+        let mut pids = fs::read_dir("/proc")
+            .context("look at the processes")?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.find(sits).with_context(|| format!("nothing runs in {}", dir.display()))
+    }
+
+    /// The bundle that an instance in standby rests in: the newest one of it.
+    pub fn bundle_of(&self, id: &str) -> Result<PathBuf> {
+        let snapshots = self.data.join("snapshots");
+        let mut newest: Option<(i64, PathBuf)> = None;
+        for entry in fs::read_dir(&snapshots).with_context(|| format!("look in {}", snapshots.display()))? {
+            let bundle = entry.context("look at the bundles")?.path();
+            let Ok(bytes) = fs::read(bundle.join("manifest.json")) else { continue };
+            let manifest: Value = serde_json::from_slice(&bytes).context("read a manifest")?;
+            let when = manifest["created_at_ms"].as_i64().unwrap_or_default();
+            if manifest["source_instance"] == id && newest.as_ref().is_none_or(|(known, _)| *known < when) {
+                newest = Some((when, bundle));
+            }
+        }
+        newest.map(|(_, bundle)| bundle).with_context(|| format!("instance {id} has no bundle"))
+    }
+
+    /// A directory in which a floor can load that bundle: links and a clone, as the product has.
+    pub fn floor_of_bundle(&self, name: &str, bundle: &Path) -> Result<PathBuf> {
+        let dir = self.floor(name, bundle)?;
+        for (from, to) in [("memory", "memory.base"), ("vmstate", "vmstate")] {
+            link(&bundle.join(from), &dir.join(to))?;
+        }
+        Ok(dir)
+    }
+
+    /// A directory in which a floor can boot: the disks of one that runs. Its overlay is copied as
+    /// it is, which is good enough for one that nobody writes to.
+    pub fn floor_of_instance(&self, name: &str, id: &str) -> Result<PathBuf> {
+        self.floor(name, &self.instance_dir(id))
+    }
+
+    fn floor(&self, name: &str, from: &Path) -> Result<PathBuf> {
+        let dir = self.floors.join(name);
+        remove(&dir)?;
+        fs::create_dir_all(dir.join("disks")).with_context(|| format!("make {}", dir.display()))?;
+        link(&from.join("disks/rootfs"), &dir.join("disks/rootfs"))?;
+        let mut cp = Command::new("cp");
+        cp.args(["--sparse=always", "--reflink=auto"]);
+        cp.args([from.join("disks/overlay.img"), dir.join("disks/overlay.img")]);
+        process::stdout_of(&mut cp)?;
+        Ok(dir)
+    }
+}
+
+impl Root {
+    fn new(dir: &Path, on: FileSystem) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let dir = dir.canonicalize().with_context(|| format!("look for {}", dir.display()))?;
+        let mount = dir.join("xfs");
+        // What a run that was killed left.
+        let mut root = Self { dir, mount: Some(mount.clone()) };
+        root.clear()?;
+        fs::create_dir_all(&mount).with_context(|| format!("make {}", mount.display()))?;
+        if on == FileSystem::Plain {
+            root.mount = None;
+            return Ok(root);
+        }
+        let disk = root.dir.join("xfs.img");
+        let made = File::create(&disk).and_then(|file| file.set_len(XFS_BYTES));
+        made.with_context(|| format!("make {}", disk.display()))?;
+        process::stdout_of(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&disk))?;
+        process::stdout_of(Command::new("mount").args(["-o", "loop"]).args([&disk, &mount]))?;
+        Ok(root)
+    }
+
+    fn clear(&self) -> Result<()> {
+        daemon::end_all(&self.dir)?;
+        if let Some(mount) = self.mount.as_ref().filter(|mount| is_mounted(mount)) {
+            process::stdout_of(Command::new("umount").arg(mount))?;
+        }
+        if is_mounted(&self.dir.join("xfs")) {
+            bail!("{} is still mounted", self.dir.join("xfs").display());
+        }
+        remove(&self.dir)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// A text field of an answer.
+pub fn text<'a>(answer: &'a Value, field: &str) -> Result<&'a str> {
+    answer[field].as_str().with_context(|| format!("there is no {field} in {answer}"))
+}
+
+/// One static program and nothing else.
+fn write_image(dir: &Path) -> Result<()> {
+    let busybox = fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?;
+    let directory = |path| Item { path, mode: 0o755, content: Content::Directory };
+    let mut layout = Layout::begin(dir)?;
+    layout.add_items(&[
+        directory("/bin"),
+        Item { path: "/bin/busybox", mode: 0o755, content: Content::Bytes(&busybox) },
+        Item { path: "/bin/sh", mode: 0o777, content: Content::Link("busybox") },
+        Item { path: "/bin/sleep", mode: 0o777, content: Content::Link("busybox") },
+    ])?;
+    layout.finish(Runs { entrypoint: &["/bin/sleep"], cmd: &["1000000"], env: &["PATH=/bin"], working_dir: "/" })
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == dir))
+}
+
+fn link(from: &Path, to: &Path) -> Result<()> {
+    fs::hard_link(from, to).with_context(|| format!("link {} to {}", from.display(), to.display()))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

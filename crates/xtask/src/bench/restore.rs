@@ -1,0 +1,211 @@
+//! Restore and fork, to an agent that answered; product and floor take turns on the same bundle.
+//!
+//! The product's time is that of its HTTP request, the agent's refresh included. The floor's is
+//! from the start of QEMU to the answer to a ping; its directory is made beforehand.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Value, json};
+
+use crate::bench::Often;
+use crate::bench::figures::{Figures, Samples};
+use crate::bench::floor::{Arguments, Floor, Moments};
+use crate::bench::ground::{Ground, text};
+use crate::bench::http::Client;
+
+/// Rounds that are not counted: caches fill, TCG's and the kernel's.
+const WARM_UP: usize = 2;
+
+/// What both sides took.
+#[derive(Debug, Default)]
+struct Race {
+    product: Samples,
+    /// Ends of the timeline's steps, by name, in the order of the first sample.
+    order: Vec<String>,
+    steps: BTreeMap<String, Samples>,
+    floor: Samples,
+    moments: [Samples; 4],
+}
+
+/// One product's sample.
+#[derive(Debug)]
+struct Taken {
+    took: Duration,
+    operation: Value,
+}
+
+impl Race {
+    fn product(&mut self, taken: &Taken) -> Result<()> {
+        self.product.time(taken.took);
+        for step in taken.operation["steps"].as_array().context("a timeline has steps")? {
+            let name = text(step, "step")?;
+            let took = step["duration_ms"].as_f64().context("a step takes time")?;
+            if !self.steps.contains_key(name) {
+                self.order.push(name.to_owned());
+            }
+            self.steps.entry(name.to_owned()).or_default().push(took);
+        }
+        let total = taken.operation["duration_ms"].as_f64().context("an operation takes time")?;
+        self.steps.entry("(whole operation)".into()).or_default().push(total);
+        Ok(())
+    }
+
+    fn floor(&mut self, moments: Moments) {
+        self.floor.time(moments.answered);
+        let Moments { up, loaded, resumed, answered } = moments;
+        for (samples, took) in self.moments.iter_mut().zip([up, loaded - up, resumed - loaded, answered - resumed]) {
+            samples.time(took);
+        }
+    }
+
+    fn report(&self, verb: &str, figures: &mut Figures) {
+        figures.times(&format!("{verb}: product, request to answer"), &self.product);
+        for name in self.order.iter().map(String::as_str).chain(["(whole operation)"]) {
+            if let Some(samples) = self.steps.get(name) {
+                figures.times(&format!("{verb}:   step {name}"), samples);
+            }
+        }
+        figures.times(&format!("{verb}: floor, QEMU started to ping answered"), &self.floor);
+        let parts = ["QEMU greets", "state is loaded", "vCPUs run", "agent answers"];
+        for (name, samples) in parts.iter().zip(&self.moments) {
+            figures.times(&format!("{verb}:   until {name}"), samples);
+        }
+        let (product, floor) = (self.product.median(), self.floor.median());
+        let ratio = product / floor.max(0.001);
+        figures.target(
+            &format!("{verb} to agent answered"),
+            "at most 1.25 × floor",
+            format!("{ratio:.2} × ({product:.1} ms : {floor:.1} ms)"),
+            ratio <= 1.25,
+        );
+    }
+}
+
+/// An instance in standby, restored and put back again and again.
+pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut client = ground.client()?;
+    let sources = (0..often.concurrency)
+        .map(|number| Source::boot(ground, &mut client, &format!("restore-{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let mut arguments = None;
+    let mut race = Race::default();
+    let mut done = 0;
+    for round in 0.. {
+        let count = round >= WARM_UP;
+        // Linked before: a restored instance drops its bundle.
+        let dirs = sources
+            .iter()
+            .map(|source| ground.floor_of_bundle(&source.name, &ground.bundle_of(&source.id)?))
+            .collect::<Result<Vec<_>>>()?;
+        let taken = at_once(&sources, |source| {
+            let mut client = ground.client()?;
+            let answer = client.post(&format!("/instances/{}/restore", source.name), None)?;
+            taken(&mut client, &source.name, answer.took)
+        })?;
+        if arguments.is_none() {
+            arguments = Some(Arguments::of(ground.vmm(&sources[0].id)?)?);
+        }
+        for source in &sources {
+            client.post(&format!("/instances/{}/standby", source.name), None)?;
+        }
+        let floors = floors(arguments.as_ref().context("a VMM that runs has arguments")?, &dirs)?;
+        if count {
+            taken.iter().try_for_each(|taken| race.product(taken))?;
+            floors.into_iter().for_each(|moments| race.floor(moments));
+            done += sources.len();
+            often.tick("restore", done)?;
+        }
+        if done >= often.n {
+            break;
+        }
+    }
+    for source in &sources {
+        client.delete(&format!("/instances/{}", source.name))?;
+    }
+    race.report("restore", figures);
+    Ok(())
+}
+
+/// New instances of an instance in standby.
+pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut client = ground.client()?;
+    let source = Source::boot(ground, &mut client, "fork-source")?;
+    let names: Vec<String> = (0..often.concurrency).map(|number| format!("fork-{number}")).collect();
+    let dirs =
+        names.iter().map(|name| ground.floor_of_bundle(name, &source.bundle)).collect::<Result<Vec<PathBuf>>>()?;
+    let mut arguments = None;
+    let mut race = Race::default();
+    let mut done = 0;
+    for round in 0.. {
+        let count = round >= WARM_UP;
+        let taken = at_once(&names, |name| {
+            let mut client = ground.client()?;
+            let request = json!({ "name": name, "target_state": "Running" });
+            let answer = client.post(&format!("/instances/{}/fork", source.name), Some(&request))?;
+            taken(&mut client, name, answer.took)
+        })?;
+        if arguments.is_none() {
+            let fork = client.get(&format!("/instances/{}", names[0]))?.body;
+            arguments = Some(Arguments::of(ground.vmm(text(&fork, "id")?)?)?);
+        }
+        for name in &names {
+            client.delete(&format!("/instances/{name}"))?;
+        }
+        let floors = floors(arguments.as_ref().context("a VMM that runs has arguments")?, &dirs)?;
+        if count {
+            taken.iter().try_for_each(|taken| race.product(taken))?;
+            floors.into_iter().for_each(|moments| race.floor(moments));
+            done += names.len();
+            often.tick("fork", done)?;
+        }
+        if done >= often.n {
+            break;
+        }
+    }
+    client.delete(&format!("/instances/{}", source.name))?;
+    race.report("fork", figures);
+    Ok(())
+}
+
+/// An instance in standby, and the bundle that it rested in first.
+#[derive(Debug)]
+pub struct Source {
+    pub id: String,
+    pub name: String,
+    pub bundle: PathBuf,
+}
+
+impl Source {
+    /// Boots one and puts it into standby.
+    pub fn boot(ground: &Ground, client: &mut Client, name: &str) -> Result<Self> {
+        ground.boot(client, name)?;
+        let rests = client.post(&format!("/instances/{name}/standby"), None)?.body;
+        let id = text(&rests, "id")?.to_owned();
+        let bundle = ground.bundle_of(&id)?;
+        Ok(Self { id, name: name.to_owned(), bundle })
+    }
+}
+
+/// What the daemon's own clock says of an instance's last operation.
+fn taken(client: &mut Client, name: &str, took: Duration) -> Result<Taken> {
+    let mut timeline = client.get(&format!("/instances/{name}/timeline?limit=1"))?.body;
+    Ok(Taken { took, operation: timeline["operations"][0].take() })
+}
+
+fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
+    // They live until all have answered, as the product's do.
+    let loaded = at_once(dirs, |dir| Floor::load(arguments, dir).context("load a floor"))?;
+    Ok(loaded.into_iter().map(|(_, moments)| moments).collect())
+}
+
+/// Does it for all, at the same time.
+fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a measurement panicked"))?).collect()
+    })
+}
