@@ -93,7 +93,10 @@ test('one round with the TypeScript SDK', { timeout: 300_000 }, async (t) => {
     assert.ok((await client.instances.stat('web', { path: '/bin/busybox' })).is_file);
 
     let heard = false;
-    for await (const line of await client.instances.logs('web', { tail: 1000 })) heard ||= line.includes('smoke is here');
+    for await (const line of await client.instances.logs('web', { tail: 1000, follow: true })) {
+      heard = line.includes('smoke is here');
+      if (heard) break;
+    }
     assert.ok(heard);
 
     assert.equal((await client.instances.standby('web', {})).state, 'Standby');

@@ -2,6 +2,7 @@
 
 OURS = {
     "Instance": {"busy", "forked_from", "generation"},
+    "InstanceStats": {"memory_private_bytes"},
     "Image": {"user"},
     "Snapshot": {"memory_bytes", "base"},
     "CapabilitiesRuntime": {"accel", "reason"},

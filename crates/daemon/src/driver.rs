@@ -9,6 +9,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use hearth_agent_client::{Event, EventReceiver};
@@ -29,6 +30,9 @@ use crate::run::{Run, blocking};
 
 /// How often a lost agent connection is tried again before the next request must ask.
 const REACH_TRIES: usize = 3;
+
+/// From a VMM's sockets being closed to its end being known.
+const ENDING: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -207,7 +211,10 @@ impl Driver {
                 (state, Ok(snapshot.map_or(Done::Instance, |record| Done::Snapshot(Box::new(record)))))
             }
             Err(error) => {
-                let expected = matches!(error.kind, ErrorKind::Invalid | ErrorKind::WrongState | ErrorKind::NotFound);
+                let expected = matches!(
+                    error.kind,
+                    ErrorKind::Invalid | ErrorKind::WrongState | ErrorKind::NotFound | ErrorKind::AlreadyExists
+                );
                 if expected {
                     info!(%op, %error, "operation refused");
                 } else {
@@ -215,11 +222,7 @@ impl Driver {
                 }
                 let state =
                     if error.left_behind.is_empty() { from } else { InstanceState::Failed { reason: error.chain() } };
-                let error = if error.resource.is_none() {
-                    error.about("instance", self.record.spec.name.as_str())
-                } else {
-                    error
-                };
+                let error = error.in_operation(self.record.spec.name.as_str());
                 (state, Err(error))
             }
         };
@@ -339,9 +342,13 @@ impl Driver {
                     self.handle.publish_agent(Some(agent));
                     return;
                 }
-                // The connection ended because the VMM did: that is news of its own.
-                Err(_) if running.live.vmm.exited().now_or_never().is_some() => return,
-                Err(error) => warn!(%error, "the agent is not reached"),
+                Err(error) => {
+                    // A VMM that ends closes its sockets first: its end is news of its own.
+                    if tokio::time::timeout(ENDING, running.live.vmm.exited()).await.is_ok() {
+                        return;
+                    }
+                    warn!(%error, "the agent is not reached");
+                }
             }
         }
     }

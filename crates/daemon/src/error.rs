@@ -65,9 +65,16 @@ impl OpError {
         this
     }
 
-    /// An adapter's error in a step of an operation.
-    pub fn step(op: Op, step: &'static str, error: &dyn Kind) -> Self {
-        Self { op: Some(op), step: Some(step), ..Self::from_kind(error) }
+    /// Says in its message what was done to which instance when it failed.
+    #[must_use]
+    pub fn in_operation(self, instance: &str) -> Self {
+        let message = match (self.op, self.step) {
+            (Some(op), Some(step)) => format!("{op} {instance}: {step}: {}", self.message),
+            (Some(op), None) => format!("{op} {instance}: {}", self.message),
+            (None, _) => format!("{instance}: {}", self.message),
+        };
+        let this = Self { message, ..self };
+        if this.resource.is_none() { this.about("instance", instance) } else { this }
     }
 
     /// The operation was not admitted.

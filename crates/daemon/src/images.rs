@@ -40,7 +40,7 @@ impl Images {
             hearth_image::import(&source, &images, &Limits::default(), &progress)
         })
         .await
-        .map_err(|error| error.about("image", name.as_str()))?;
+        .map_err(|error| not_imported(error, &name))?;
 
         let record = ImageRecord {
             name: name.clone(),
@@ -104,6 +104,13 @@ impl Images {
         let (images, digest) = (self.host.data.images(), digest.to_owned());
         blocking(move || hearth_image::remove(&images, &digest)).await
     }
+}
+
+/// What is damaged is what was given, not what is stored: the request's fault.
+fn not_imported(error: OpError, name: &ImageRef) -> OpError {
+    let kind = if error.kind == ErrorKind::Corrupt { ErrorKind::Invalid } else { error.kind };
+    let message = format!("{name}: {}", error.message);
+    OpError { kind, message, ..error }.about("image", name.as_str())
 }
 
 /// A text from a request as an image reference.

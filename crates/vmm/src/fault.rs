@@ -157,6 +157,9 @@ impl Kind for ControlError {
                 Some("reading a guest's pages needs root, or the VMM's user with kernel.yama.ptrace_scope=0".into())
             }
             Self::NotPaused { .. } => Some("pause it first".into()),
+            Self::Silent { .. } => Some(
+                "`hearth doctor` says which program is the VMM and whether it works; a host without a free CPU makes it slow".into(),
+            ),
             _ => None,
         }
     }

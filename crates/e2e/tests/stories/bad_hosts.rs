@@ -38,7 +38,7 @@ exec $QEMU "$@""#;
     Setup::default().qemu_script(script).expect_log("operation failed").story(async |host| {
         host.import_counter().await?;
         let refusal = refused(host.create(&TestHost::request("web", "counter:1")).await);
-        refusal.is(502, "vmm_failed").says("the frobnicator is missing").advises("");
+        refusal.is(502, "vmm_failed").says("web").advises("the frobnicator is missing");
         assert!(host.instances().await?.is_empty() && host.traces().no_instances());
         Ok(())
     });

@@ -112,7 +112,7 @@ fn a_fork_rests_where_it_is_told_to() {
     story(async |host| {
         let base = host.boot("base").await?;
         base.count(3).await?;
-        base.sh("echo here > /root/file").await?;
+        base.sh("echo here > /root/file; sync").await?;
         base.standby().await?;
         let fork =
             |name: &str, target_state| ForkInstance { name: name.into(), target_state, ..ForkInstance::default() };
@@ -137,7 +137,7 @@ fn a_fork_rests_where_it_is_told_to() {
 fn a_stopped_instance_is_forked_by_its_disk() {
     story(async |host| {
         let base = host.boot("base").await?;
-        base.sh("echo here > /root/file").await?;
+        base.sh("echo here > /root/file; sync").await?;
         base.stop().await?;
         host.client().fork("base", &ForkInstance { name: "copy".into(), ..ForkInstance::default() }).await?;
         let copy = host.vm("copy");

@@ -30,7 +30,7 @@ fn files_are_as_they_were_left() {
         vm.standby().await?;
         vm.restore().await?;
         assert_eq!(vm.sh("cat /root/file /dev/shm/file").await?, "on disk\nin memory");
-        vm.sh("echo later > /root/file").await?;
+        vm.sh("echo later > /root/file; sync").await?;
         vm.standby().await?;
         vm.stop().await?;
         vm.start().await?;

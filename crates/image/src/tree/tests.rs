@@ -232,7 +232,9 @@ proptest! {
                     Change::Opaque(at) => tree.opaque(&split(at)),
                 };
                 // A layer that contradicts itself is refused; the model has no word for it.
-                prop_assume!(done.is_ok());
+                if done.is_err() {
+                    return Ok(());
+                }
             }
         }
         prop_assert_eq!(listing(&tree), naive(&layers));
