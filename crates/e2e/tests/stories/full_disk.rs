@@ -25,7 +25,7 @@ fn fill(host: &TestHost, left: u64) -> Result<PathBuf> {
 
 #[test]
 fn an_image_that_does_not_fit() {
-    Setup::default().disk(16).story(async |host| {
+    Setup::default().disk(16).expect_log("request failed").story(async |host| {
         fill(host, 1 << 20)?;
         let path = TestImage::busybox()?.write_oci(&host.dir().join("image"))?.display().to_string();
         let request = ImportImage { path, name: "large:1".into(), tags: None };
@@ -44,7 +44,8 @@ fn an_instance_that_cannot_be_saved_runs_on() {
         base.standby().await?;
         let fork = base.fork("fork").await?;
         fork.sh("head -c 8000000 /dev/urandom > /dev/shm/ballast").await?;
-        let ballast = fill(host, 0)?;
+        // Room for records, not for memory.
+        let ballast = fill(host, 4 << 20)?;
         refused(host.client().standby("fork").await).is(507, "exhausted").says("fork").advises("");
         fork.is(InstanceState::Running).await?;
         assert_eq!(fork.count(1).await?.count, 2);
