@@ -43,8 +43,10 @@ def test_created_waited_for_and_shown(client, boot):
         client.instances.get(made.id)
 
 
-def test_looked_into(client, boot, hearth):
+def test_looked_into(client, boot, hearth, count):
     boot("web")
+    # Once it counts it has said that it is ready.
+    count("web", 1)
     stats = checked(client.instances.stats("web"))
     assert isinstance(stats, InstanceStats)
     assert (stats.instance_name, stats.allocated_memory_bytes, stats.allocated_vcpus) == ("web", 128 << 20, 1)
