@@ -77,8 +77,8 @@ impl TestHost {
     pub(crate) fn start(setup: Setup, hearth: PathBuf, kernel: &Path, log: DaemonLog) -> Result<Self> {
         let dir = setup.dir;
         let data = dir.path().join("data");
-        let disk = match setup.disk_mib {
-            Some(mib) => Some(SmallDisk::mount(&dir.path().join("disk.img"), &data, mib)?),
+        let disk = match setup.disk {
+            Some((kind, mib)) => Some(SmallDisk::mount(&dir.path().join("disk.img"), &data, kind, mib)?),
             None => None,
         };
         let mut env = vec![

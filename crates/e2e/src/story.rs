@@ -15,6 +15,7 @@ use hearth_api::instances::DeleteInstance;
 use tempfile::TempDir;
 
 use crate::daemon::DaemonLog;
+use crate::smalldisk::FileSystem;
 use crate::{TestHost, binary, evidence, needs};
 
 /// How long a story may take; less than what the test runner allows, so that it can clean up.
@@ -27,7 +28,7 @@ const SOON: Duration = Duration::from_secs(20);
 pub struct Setup {
     pub(crate) dir: TempDir,
     pub(crate) env: Vec<(String, String)>,
-    pub(crate) disk_mib: Option<u64>,
+    pub(crate) disk: Option<(FileSystem, u64)>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) expected: Vec<String>,
     limit: Duration,
@@ -36,7 +37,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("hearth-e2e-").tempdir().expect("a temporary directory");
-        Self { dir, env: Vec::new(), disk_mib: None, kernel: None, expected: Vec::new(), limit: LIMIT }
+        Self { dir, env: Vec::new(), disk: None, kernel: None, expected: Vec::new(), limit: LIMIT }
     }
 }
 
@@ -48,10 +49,17 @@ impl Setup {
         self
     }
 
-    /// With a data directory on a disk of that size.
+    /// With a data directory on a disk of that size, where clones are copies.
     #[must_use]
     pub fn disk(mut self, mib: u64) -> Self {
-        self.disk_mib = Some(mib);
+        self.disk = Some((FileSystem::Ext4, mib));
+        self
+    }
+
+    /// With a data directory on a disk of that size, where clones share their blocks.
+    #[must_use]
+    pub fn reflink_disk(mut self, mib: u64) -> Self {
+        self.disk = Some((FileSystem::Xfs, mib));
         self
     }
 

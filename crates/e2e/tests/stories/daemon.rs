@@ -73,17 +73,31 @@ fn a_daemon_that_is_asked_to_end_drains() {
     story(async |host| {
         let vm = host.boot("worker").await?;
         let count = vm.count(5).await?;
-        // An operation that is under way when the signal comes is carried out.
-        let standby = host.hearth_command(&["standby", "worker"]).spawn()?;
-        let busy = async || Ok(vm.info().await?.busy.is_some() || vm.info().await?.state == InstanceState::Standby);
-        hearth_e2e::eventually("standby is under way", busy).await?;
+        // A boot that is under way when the signal comes is carried out, and its caller told.
+        let run = host.hearth_command(&["run", "--name", "late", "--size", "128MB", "counter:1"]).spawn()?;
+        hearth_e2e::eventually("a boot is under way", async || Ok(host.traces().processes.len() == 2)).await?;
         host.end_daemon()?;
-        let output = standby.wait_with_output()?;
-        ensure!(output.status.success(), "standby ended with {}", output.status);
+        let output = run.wait_with_output()?;
+        ensure!(output.status.success(), "run ended with {}", output.status);
+        assert_eq!(host.traces().processes.len(), 2, "instances outlive it");
         host.start_daemon()?;
-        vm.is(InstanceState::Standby).await?;
-        vm.restore().await?;
         assert_eq!(vm.count(0).await?, count);
+        assert_eq!(host.vm("late").count(1).await?.count, 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_crash_cuts_off_leaves_nothing() {
+    story(async |host| {
+        host.import_counter().await?;
+        let mut run = host.hearth_command(&["run", "--name", "late", "--size", "128MB", "counter:1"]).spawn()?;
+        hearth_e2e::eventually("a boot is under way", async || Ok(!host.traces().processes.is_empty())).await?;
+        host.crash_daemon()?;
+        ensure!(!run.wait()?.success(), "the caller is told");
+        host.start_daemon()?;
+        assert!(host.instances().await?.is_empty() && host.traces().no_instances(), "{:?}", host.traces());
+        host.boot("late").await?.count(1).await?;
         Ok(())
     });
 }

@@ -3,6 +3,7 @@
 //! One file for each chapter, one test for each story. What a story needs around it is in the
 //! crate's library; see `docs/testing.md` for how to run them and how to read a failure.
 
+mod at_once;
 mod bad_hosts;
 mod bad_images;
 mod bad_requests;
@@ -12,5 +13,7 @@ mod daemon;
 mod exec;
 mod fork;
 mod full_disk;
+mod network;
+mod reflink;
 mod snapshots;
 mod standby;

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use hearth_api::Tags;
 use hearth_api::instances::InstanceState;
-use hearth_api::snapshots::{CreateSnapshot, ListSnapshots, SnapshotKind};
+use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, SnapshotKind};
 use hearth_e2e::{refused, story};
 
 #[test]
@@ -115,6 +115,29 @@ fn forks_outlive_all_that_they_came_from() {
         forks[0].stop().await?;
         forks[0].start().await?;
         assert_eq!(forks[0].count(1).await?.count, 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bundle_that_was_damaged_is_not_loaded() {
+    story(async |host| {
+        host.expect_log("operation failed");
+        let vm = host.boot("web").await?;
+        vm.count(5).await?;
+        let snapshot = vm.snapshot("one").await?;
+        let bundle = host.data().join("snapshots").join(&snapshot.id);
+        for file in ["memory", "vmstate"] {
+            let path = bundle.join(file);
+            let size = std::fs::metadata(&path)?.len();
+            let shorter = std::fs::OpenOptions::new().write(true).open(&path)?;
+            shorter.set_len(size / 2)?;
+            let fork = ForkSnapshot { name: "fork".into(), ..ForkSnapshot::default() };
+            refused(host.client().fork_snapshot("one", &fork).await).is(500, "corrupt").says(&snapshot.id).advises("");
+            assert_eq!((host.instances().await?.len(), host.traces().processes.len()), (1, 1));
+            shorter.set_len(size)?;
+        }
+        vm.count(1).await?;
         Ok(())
     });
 }
