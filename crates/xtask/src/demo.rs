@@ -28,6 +28,13 @@ const FORKS: u64 = 10;
 /// Shows it.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let interrupt = Interrupt::watch()?;
+    let done = prepare_and_show(workspace, &interrupt);
+    // Whatever failed, it failed because of that.
+    interrupt.check()?;
+    done
+}
+
+fn prepare_and_show(workspace: &Workspace, interrupt: &Interrupt) -> Result<()> {
     let mut report = Report::default();
     let place = Place::take(workspace.target.join("demo"))?;
     let kernel = workspace.target.join("hearth-kernel");
@@ -47,13 +54,12 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let layout = report.step("make the image", || image::ensure(place.root()))?;
     interrupt.check()?;
 
-    let shown = show(workspace, &place, &hearth, &kernel, &layout, &interrupt, &mut report);
-    if shown.is_err() {
+    let shown = show(workspace, &place, &hearth, &kernel, &layout, interrupt, &mut report);
+    if shown.is_err() && interrupt.check().is_ok() {
         let kept = place.keep_logs()?;
         eprintln!("\nthe logs of the daemon and of its instances are in {}", kept.display());
     }
     drop(place);
-    interrupt.check()?;
     shown?;
 
     title("What it took");
@@ -83,9 +89,11 @@ fn show(
 ) -> Result<()> {
     title("A daemon, and an instance of the image");
     let data = place.data();
-    println!("$ {} serve --data-dir {} &", shown(workspace, hearth), shown(workspace, &data));
+    let [hearth_shown, data_shown, kernel_shown] = [hearth, &data, kernel].map(|path| shown(workspace, path));
+    println!("$ HEARTH_KERNEL_DIR={kernel_shown} {hearth_shown} serve --data-dir {data_shown} --listen 127.0.0.1:0 &");
     let settings = [("HEARTH_KERNEL_DIR", kernel.as_os_str().to_owned())];
     let daemon = report.step("start the daemon", || Daemon::start(hearth, &data, &settings))?;
+    println!("$ export HEARTH_URL={}", daemon.url());
     let mut session = Session { daemon: &daemon, workspace, interrupt, report };
     story(&mut session, layout)?;
     title("Cleaning up");
@@ -105,13 +113,13 @@ fn story(session: &mut Session<'_>, layout: &Path) -> Result<()> {
     let layout = shown(session.workspace, layout);
     session.step("import the image", &["image", "import", &layout, "--name", "counter"])?;
     let boot = session.step("boot: until the instance runs", &["run", "--name", "counter", "counter"])?;
-    let answer = session.ask("boot: until the service answers", "counter", 1)?;
+    let answer = session.ask("boot: then until the service answers", "counter", 1)?;
     expect(&answer.counted, "counter", 1)?;
     session.report.way(Way {
         what: "cold boot",
-        agent: session.operation("counter")?,
         command: boot,
         service: boot + answer.took,
+        operation: session.operation("counter")?,
     });
     expect(&session.ask("ask it twice more", "counter", 2)?.counted, "counter", 3)?;
 
@@ -121,13 +129,13 @@ fn story(session: &mut Session<'_>, layout: &Path) -> Result<()> {
 
     title("Restore: it goes on where it was");
     let restore = session.step("restore: until the instance runs", &["restore", "counter"])?;
-    let answer = session.ask("restore: until the service answers", "counter", 1)?;
+    let answer = session.ask("restore: then until the service answers", "counter", 1)?;
     expect(&answer.counted, "counter", 4)?;
     session.report.way(Way {
         what: "restore",
-        agent: session.operation("counter")?,
         command: restore,
         service: restore + answer.took,
+        operation: session.operation("counter")?,
     });
 
     title("Ten forks of the running instance, and each counts on by itself");
@@ -147,7 +155,9 @@ fn story(session: &mut Session<'_>, layout: &Path) -> Result<()> {
     session.report.add("fork ten: until each service has answered", fork + asking);
     operations.sort();
     let median = *operations.get(operations.len() / 2).context("ten forks have a median")?;
-    session.report.way(Way { what: "ten forks at once", agent: median, command: fork, service: fork + asking });
+    let each = |all: Duration| all / u32::try_from(FORKS).unwrap_or(1);
+    let (command, service) = (each(fork), each(fork + asking));
+    session.report.way(Way { what: "fork, each of the ten", command, service, operation: median });
     let source = session.ask("ask their source", "counter", 1)?.counted;
     expect(&source, "counter", 5)?;
     session.hearth(&["ps"])?;

@@ -37,8 +37,9 @@ impl Place {
         }
         let place = Self { root, _lock: lock };
         let left = place.clear()?;
+        remove(&place.root.join("failed"))?;
         if left > 0 {
-            println!("ended {left} processes that an earlier run left");
+            println!("an earlier run was cut off: ended {left} of its processes");
         }
         Ok(place)
     }
