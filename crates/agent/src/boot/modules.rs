@@ -21,8 +21,8 @@ pub fn load() {
         let path = format!("{DIR}/{name}");
         let loaded = File::open(&path).map_err(|error| error.to_string()).and_then(|file| {
             match rustix::system::finit_module(&file, c"", 0) {
-                // Built in or loaded already; or for hardware that is not here.
-                Ok(()) | Err(Errno::EXIST | Errno::NODEV) => Ok(()),
+                // Built in or loaded already; or for hardware that is not here, or not complete.
+                Ok(()) | Err(Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP) => Ok(()),
                 Err(error) => Err(std::io::Error::from(error).to_string()),
             }
         });
