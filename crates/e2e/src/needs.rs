@@ -1,7 +1,9 @@
 //! What a story needs of the host, looked for before anything is started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use crate::smalldisk::FileSystem;
 
 /// Looks for all of it, and returns the unpacked kernel package.
 ///
@@ -22,17 +24,30 @@ pub(crate) fn find() -> Result<PathBuf, String> {
 
 /// A busybox: only a static one runs in an image that holds nothing else.
 pub(crate) fn busybox() -> Result<PathBuf, String> {
-    let candidates = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
-    let given = std::env::var_os("HEARTH_TEST_BUSYBOX").map(PathBuf::from);
-    given
-        .into_iter()
-        .chain(candidates)
-        .find(is_static)
-        .ok_or_else(|| "there is no statically linked busybox: install the package busybox-static".into())
+    let path = PathBuf::from("/bin/busybox");
+    if is_static(&path) {
+        return Ok(path);
+    }
+    Err("there is no statically linked /bin/busybox: install the package busybox-static".into())
+}
+
+/// What a disk in a file takes.
+pub(crate) fn small_disk(kind: FileSystem) -> Result<(), String> {
+    if !Path::new("/dev/loop-control").exists() {
+        return Err("there are no loop devices: a small disk cannot be mounted".into());
+    }
+    let (mkfs, package) = match kind {
+        FileSystem::Ext4 => ("mkfs.ext4", "e2fsprogs"),
+        FileSystem::Xfs => ("mkfs.xfs", "xfsprogs"),
+    };
+    if works(Command::new(mkfs).arg("-V")) {
+        return Ok(());
+    }
+    Err(format!("there is no {mkfs}: install the package {package}"))
 }
 
 /// An ELF file that names no interpreter.
-fn is_static(path: &PathBuf) -> bool {
+fn is_static(path: &Path) -> bool {
     const INTERPRETER: &[u8] = b"/lib64/ld-linux";
     std::fs::read(path).is_ok_and(|bytes| {
         bytes.starts_with(b"\x7fELF")

@@ -109,7 +109,8 @@ impl Setup {
     /// # Panics
     /// If it fails.
     pub fn story(self, tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
-        let kernel = match needs::find() {
+        let disk = self.disk.map_or(Ok(()), |(kind, _)| needs::small_disk(kind));
+        let kernel = match disk.and_then(|()| needs::find()) {
             Ok(kernel) => kernel,
             Err(missing) => {
                 assert!(std::env::var_os("HEARTH_TEST_MUST_RUN").is_none(), "cannot run here: {missing}");
