@@ -68,6 +68,26 @@ fn exec_is_like_running_it_here() {
 }
 
 #[test]
+fn a_terminal_here_is_a_terminal_there() {
+    story(async |host| {
+        host.boot("web").await?;
+        let hearth = host.hearth_command(&[]);
+        // `script` runs it on a terminal of its own.
+        let line = format!(
+            "stty rows 33 cols 99; {} exec -it web -- sh -c 'tty; stty size; exit 5'",
+            hearth.get_program().display()
+        );
+        let mut script = std::process::Command::new("script");
+        script.args(["-q", "-e", "-c", &line, "/dev/null"]).env("HEARTH_URL", host.client().url());
+        let output = script.stdin(std::process::Stdio::null()).output().context("start `script`")?;
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(told.contains("/dev/pts/") && told.contains("33 99"), "{told}");
+        assert_eq!(output.status.code(), Some(5), "{told}");
+        Ok(())
+    });
+}
+
+#[test]
 fn files_and_directories_are_copied_both_ways() {
     use std::os::unix::fs::PermissionsExt;
     story(async |host| {
