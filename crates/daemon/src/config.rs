@@ -48,6 +48,8 @@ pub struct Config {
     pub log: Log,
     /// `[auth]`
     pub auth: Auth,
+    /// `[metrics]`
+    pub metrics: Metrics,
     /// `[kernel]`
     pub kernel: Kernel,
     /// `[qemu]`
@@ -83,6 +85,13 @@ pub enum LogFormat {
 pub struct Auth {
     /// What tokens are signed with; without one everybody on this host may use the API.
     pub token_secret: Option<Secret>,
+}
+
+/// Who may read `/metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Everybody who reaches the API, without a token.
+    pub public: bool,
 }
 
 /// A text that is not shown.
@@ -195,6 +204,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], hearth_api::DEFAULT_PORT)),
             log: Log { format: LogFormat::Text, level: "info".into() },
             auth: Auth::default(),
+            metrics: Metrics::default(),
             kernel: Kernel::default(),
             qemu: Qemu { path: "qemu-system-x86_64".into(), accel: AccelChoice::Auto },
             defaults: Defaults {
@@ -210,13 +220,14 @@ impl Default for Config {
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "data_dir",
     "listen",
     "log.format",
     "log.level",
     "auth.token_secret",
     "auth.token_secret_file",
+    "metrics.public",
     "kernel.dir",
     "qemu.path",
     "qemu.accel",
@@ -292,6 +303,7 @@ impl Config {
                 *secret_file = None;
             }
             "auth.token_secret_file" => *secret_file = Some(absolute(text)?),
+            "metrics.public" => self.metrics.public = one_of(text, [("true", true), ("false", false)])?,
             "kernel.dir" => self.kernel.dir = Some(absolute(text)?),
             "qemu.path" if text.is_empty() => return Err("must not be empty".into()),
             "qemu.path" => self.qemu.path = text.into(),

@@ -46,6 +46,7 @@ fn every_setting_is_read_from_the_file_and_from_the_environment() {
         "debug",
         "s3cret",
         "/nowhere/secret",
+        "true",
         "/k",
         "/q",
         "tcg",
