@@ -9,7 +9,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hearth_agent_client::{Event, EventReceiver};
@@ -110,13 +110,15 @@ impl Driver {
 
     /// Carries out one job; true when the instance is no more.
     async fn work(&mut self, Job { request, from, reply }: Job) -> bool {
-        let op = request.op();
+        let (op, began) = (request.op(), Instant::now());
         // The record says what is under way before the host is touched.
         self.record.phase = Phase::Busy { op, from: from.clone() };
         if let Err(error) = self.host.store.update_instance(&self.record) {
             self.record.phase = Phase::Resting(from);
             self.publish();
-            drop(reply.send(Err(OpError::from_kind(&error))));
+            let error = OpError::from_kind(&error);
+            self.count(op, Err(error.kind), began);
+            drop(reply.send(Err(error)));
             return false;
         }
 
@@ -141,8 +143,13 @@ impl Driver {
             }
             self.log(&timeline);
         }
+        self.count(op, done.as_ref().map(drop).map_err(|error| error.kind), began);
         drop(reply.send(done));
         gone
+    }
+
+    fn count(&self, op: Op, result: Result<(), ErrorKind>, began: Instant) {
+        self.host.metrics.operation_ended(op, self.record.spec.backend, result, began.elapsed());
     }
 
     /// Runs the operation in a task of its own.

@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::config::Config;
 use crate::error::OpError;
+use crate::metrics::Metrics;
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
 use crate::pins::Pins;
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) pins: Pins,
     pub(crate) vmms: Vmms,
     pub(crate) settler: Settler,
+    pub(crate) metrics: Arc<Metrics>,
     boot_files: OnceCell<BootFiles>,
     cpu: CpuFingerprint,
     kernel_release: String,
@@ -41,6 +43,13 @@ pub(crate) struct Vmms {
     pub(crate) accel_why: String,
     pub(crate) probes: Vec<BackendProbe>,
     pub(crate) launcher: Launcher,
+}
+
+impl Vmms {
+    /// The backends that this host can run.
+    pub(crate) fn usable(&self) -> Vec<Backend> {
+        self.probes.iter().filter(|probe| probe.available).map(|probe| probe.backend).collect()
+    }
 }
 
 /// What a guest boots from.
@@ -64,6 +73,7 @@ impl Host {
             store,
             pins,
             settler,
+            metrics: Arc::new(Metrics::new(vmms.usable())),
             vmms,
             boot_files: OnceCell::new(),
             faults: Faults::default(),

@@ -26,6 +26,7 @@ mod images;
 mod input;
 mod instances;
 mod logs;
+mod metrics;
 mod observe;
 mod refuse;
 mod resources;
@@ -61,6 +62,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(health::health))
         .routes(routes!(capabilities::capabilities))
         .routes(routes!(resources::resources))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::import))
         .routes(routes!(images::get, images::delete))

@@ -15,6 +15,7 @@ mod handle;
 mod host;
 mod http;
 mod images;
+mod metrics;
 mod ops;
 mod paths;
 mod pins;

@@ -10,6 +10,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use hearth_model::Op;
@@ -17,6 +18,7 @@ use hearth_store::{StepTime, TimelineRecord};
 use tracing::{Instrument, debug, debug_span, warn};
 
 use crate::error::OpError;
+use crate::metrics::Metrics;
 use crate::ops::faults::Faults;
 
 type Undo = Pin<Box<dyn Future<Output = Result<(), OpError>> + Send>>;
@@ -28,6 +30,7 @@ pub(crate) struct Run {
     steps: Vec<StepTime>,
     undos: Vec<(&'static str, Undo)>,
     leaks: Vec<String>,
+    metrics: Arc<Metrics>,
     faults: Faults,
 }
 
@@ -45,6 +48,7 @@ impl Run {
             steps: Vec::new(),
             undos: Vec::new(),
             leaks: Vec::new(),
+            metrics: Arc::clone(&host.metrics),
             faults: host.faults.clone(),
         }
     }
@@ -66,7 +70,7 @@ impl Run {
     ) -> Result<T, OpError> {
         let began = Instant::now();
         let result = attempt(self.faults.clone(), name, work).await;
-        self.note_time(name, began, result.is_err().then(|| "failed".to_owned()));
+        self.note_end(name, began, result.is_ok());
         result.map_err(|error| OpError { op: Some(self.op), step: error.step.or(Some(name)), ..error })
     }
 
@@ -88,7 +92,7 @@ impl Run {
             warn!(step = name, error = %error, "trying once more");
             result = attempt(self.faults.clone(), name, work()).await;
         }
-        self.note_time(name, began, result.as_ref().err().map(|_| "failed".to_owned()));
+        self.note_end(name, began, result.is_ok());
         if let Err(error) = result {
             self.leaks.push(format!("{name}: {error}"));
         }
@@ -121,6 +125,11 @@ impl Run {
         };
         let steps = Steps { op: self.op, took: self.began.elapsed(), steps: self.steps, leaks: self.leaks };
         (result, steps)
+    }
+
+    fn note_end(&mut self, name: &'static str, began: Instant, succeeded: bool) {
+        self.metrics.step_ended(self.op, name, succeeded, began.elapsed());
+        self.note_time(name, began, (!succeeded).then(|| "failed".to_owned()));
     }
 
     fn note_time(&mut self, name: &'static str, began: Instant, note: Option<String>) {

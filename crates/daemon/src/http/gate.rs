@@ -22,8 +22,14 @@ use crate::serve::App;
 /// Answered without a token.
 const OPEN: [&str; 3] = ["/health", "/spec.json", "/spec.yaml"];
 
+/// The same, if the configuration says so: a token would let a collector do anything.
+const METRICS: &str = "/metrics";
+
 /// Lets a request through, or answers it.
-pub(super) async fn gate(State((_, auth)): State<(Arc<App>, Auth)>, request: Request, next: Next) -> Response {
+pub(super) async fn gate(State((app, auth)): State<(Arc<App>, Auth)>, request: Request, next: Next) -> Response {
+    if app.config.metrics.public && request.uri().path() == METRICS {
+        return next.run(request).await;
+    }
     match admit(&auth, request.uri().path(), request.headers()) {
         Ok(Caller::Anyone) => {}
         Ok(Caller::Subject(subject)) => debug!(subject, "caller"),

@@ -1,7 +1,9 @@
 //! The API as its clients meet it: real HTTP on loopback, real files and records, in-process VMMs
 //! and guests.
 
+mod exposition;
 mod life;
+mod metrics;
 mod refusals;
 mod server;
 mod streams;

@@ -22,7 +22,8 @@ pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
     let (agent, mut events) = run.step("reach agent", agents::meet(&vmm, within)).await?;
     run.step("start program", agents::start_program(&vmm, &agent, &mut events, &subject.record, within)).await?;
     let identity = agents::identity(&subject.record);
-    run.step("refresh identity", agents::refresh(&agent, &identity, within)).await?;
+    let refreshed = run.step("refresh identity", agents::refresh(&agent, &identity, within)).await;
+    refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;

@@ -12,6 +12,7 @@ use hearth_vmm::{Loaded, SavedState};
 use super::{Born, Live, Subject, files};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
+use crate::metrics::Plan;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
@@ -22,6 +23,7 @@ pub(super) async fn bring_back(
     bundle: &Bundle,
     run: &mut Run,
 ) -> Result<Born, OpError> {
+    let counted = host.metrics.restore(subject.record.spec.backend, Plan::LoadResume);
     let dir = subject.dir.clone();
     let links = [dir.memory_base(), dir.vmstate()];
     run.undo("memory links", {
@@ -35,6 +37,7 @@ pub(super) async fn bring_back(
         SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: super::bundle::state_format(bundle)? };
     run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
     let loaded = run.step("load snapshot", host.load(&dir, &subject.record.spec, &from)).await?;
+    counted.loaded(matches!(loaded, Loaded::Resumed(_)));
     let vmm = match loaded {
         Loaded::Resumed(vmm) => {
             tracing::info!(instance = %subject.id(), "VM was resumed during snapshot load");
@@ -53,9 +56,11 @@ pub(super) async fn bring_back(
     subject.record.generation += 1;
     let identity = agents::identity(&subject.record);
     // Only now is it somebody: until here the guest believes that it is its source.
-    run.step("refresh identity", agents::refresh(&agent, &identity, within)).await?;
+    let refreshed = run.step("refresh identity", agents::refresh(&agent, &identity, within)).await;
+    refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;
+    counted.done();
     Ok(Born { live: Live { vmm, agent: Some(agent) }, events })
 }

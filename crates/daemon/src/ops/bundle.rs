@@ -118,7 +118,8 @@ pub(super) async fn save(
             // The guest's clock stood still.
             let identity = agents::identity(&subject.record);
             let within = host.config.timeouts.agent();
-            run.step("set clock", agents::refresh(agent, &identity, within)).await?;
+            let refreshed = run.step("set clock", agents::refresh(agent, &identity, within)).await;
+            refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         }
     }
     publish(host, subject, draft, purpose, Some(format), run).await

@@ -10,7 +10,7 @@ use hearth_api::instances::{CreateInstance, Instance};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::config::Secret;
+use crate::config::{Config, Secret};
 use crate::serve::App;
 use crate::world::World;
 
@@ -48,9 +48,15 @@ impl Server {
 
     /// One without images; with a secret, tokens are asked for, and the client has one.
     pub(super) async fn empty(secret: Option<&str>) -> Self {
+        Self::configured(secret, |_| {}).await
+    }
+
+    /// The same, with a configuration of its own.
+    pub(super) async fn configured(secret: Option<&str>, configure: impl FnOnce(&mut Config)) -> Self {
         let world = World::new().await;
         let mut app = App::new(Arc::clone(&world.host), world.registry.clone());
         app.config.auth.token_secret = secret.map(Secret::new);
+        configure(&mut app.config);
         let app = Arc::new(app);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();

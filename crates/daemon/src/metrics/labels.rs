@@ -1,0 +1,134 @@
+//! What series are told apart by: closed sets, and the labels made of them.
+
+use hearth_model::{Backend, Op};
+use prometheus_client::encoding::EncodeLabelSet;
+
+/// How a guest is brought from a bundle to running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// The load leaves it running.
+    ResumeOnLoad,
+    /// Loaded, then resumed: the backend cannot do it in one, or was told not to.
+    LoadResume,
+    /// Loaded, pointed at its own drives, then resumed: what a bundle with foreign paths needs.
+    LoadPatchResume,
+}
+
+impl Plan {
+    pub(super) const ALL: [Self; 3] = [Self::ResumeOnLoad, Self::LoadResume, Self::LoadPatchResume];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::ResumeOnLoad => "resume_on_load",
+            Self::LoadResume => "load_resume",
+            Self::LoadPatchResume => "load_patch_resume",
+        }
+    }
+}
+
+/// How the wait for a VMM's API socket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SocketWait {
+    /// It accepted at the first try.
+    Immediate,
+    /// The kernel told when it was there.
+    Inotify,
+    /// It was asked for again and again: inotify could not be had.
+    Polling,
+    /// The VMM ended first.
+    VmmDied,
+    /// It was not there in time.
+    Deadline,
+}
+
+impl SocketWait {
+    pub(super) const ALL: [Self; 5] = [Self::Immediate, Self::Inotify, Self::Polling, Self::VmmDied, Self::Deadline];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Immediate => "immediate",
+            Self::Inotify => "inotify",
+            Self::Polling => "polling",
+            Self::VmmDied => "vmm_died",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OperationResultLabels {
+    op: &'static str,
+    backend: &'static str,
+    result: &'static str,
+}
+
+impl OperationResultLabels {
+    pub(super) fn of(op: Op, backend: Backend, result: &'static str) -> Self {
+        Self { op: op.as_str(), backend: backend.as_str(), result }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OperationLabels {
+    op: &'static str,
+    backend: &'static str,
+}
+
+impl OperationLabels {
+    pub(super) fn of(op: Op, backend: Backend) -> Self {
+        Self { op: op.as_str(), backend: backend.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StepLabels {
+    pub(super) op: &'static str,
+    /// As in timelines: a literal of the code.
+    pub(super) step: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RestoreLabels {
+    backend: &'static str,
+    plan: &'static str,
+    result: &'static str,
+}
+
+impl RestoreLabels {
+    pub(super) fn of(backend: Backend, plan: Plan, result: &'static str) -> Self {
+        Self { backend: backend.as_str(), plan: plan.as_str(), result }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct BackendLabel {
+    backend: &'static str,
+}
+
+impl BackendLabel {
+    pub(super) fn of(backend: Backend) -> Self {
+        Self { backend: backend.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct EndLabel {
+    end: &'static str,
+}
+
+impl EndLabel {
+    pub(super) fn of(end: SocketWait) -> Self {
+        Self { end: end.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct InstanceLabels {
+    pub(super) state: &'static str,
+    pub(super) backend: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct BuildLabels {
+    pub(super) version: &'static str,
+}
