@@ -17,7 +17,7 @@ use hearth_model::{ErrorKind, InstanceState, Op, Phase};
 use hearth_store::{InstanceRecord, ProgramExit, SnapshotRecord};
 use hearth_vmm::Exit;
 use tokio::sync::{mpsc, watch};
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::agents;
 use crate::clock::now_ms;
@@ -128,7 +128,7 @@ impl Driver {
                 let leaks = std::mem::take(&mut steps.leaks);
                 (Some(steps.timeline(&self.record.id, now_ms(), result.as_ref().err())), leaks)
             }
-            None => (None, vec!["the operation ended early".to_owned()]),
+            None => (None, Vec::new()),
         };
         let gone = match &result {
             Ok((Outcome::Gone, _)) => leaks.is_empty(),
@@ -176,7 +176,12 @@ impl Driver {
         match task.await {
             Ok((result, record, steps)) => (result, record, Some(steps)),
             Err(panic) => {
-                let error = OpError::new(ErrorKind::Internal, format!("{op} ended early: {panic}"));
+                let error = OpError {
+                    op: Some(op),
+                    // Its undos went with it.
+                    left_behind: vec!["whatever it had begun".to_owned()],
+                    ..OpError::new(ErrorKind::Internal, format!("a bug ended it early: {panic}"))
+                };
                 (Err(error), self.record.clone(), None)
             }
         }
@@ -341,7 +346,7 @@ impl Driver {
         let Some(running) = &mut self.running else { return };
         running.events = None;
         running.live.agent = None;
-        for _ in 0..REACH_TRIES {
+        for tries_left in (0..REACH_TRIES).rev() {
             match agents::meet(&running.live.vmm, self.host.config.timeouts.agent()).await {
                 Ok((agent, events)) => {
                     running.live.agent = Some(agent.clone());
@@ -354,7 +359,10 @@ impl Driver {
                     if tokio::time::timeout(ENDING, running.live.vmm.exited()).await.is_ok() {
                         return;
                     }
-                    warn!(%error, "the agent is not reached");
+                    match tries_left {
+                        0 => warn!(%error, tries = REACH_TRIES, "the agent is not reached"),
+                        _ => debug!(%error, tries_left, "the agent is not reached yet"),
+                    }
                 }
             }
         }

@@ -81,8 +81,8 @@ pub(super) fn body(error: &OpError) -> ErrorBody {
 }
 
 fn log(error: &OpError) {
-    // The driver has logged what failed in a step of an operation.
-    if error.step.is_some() {
+    // The driver has logged what failed in an operation, with or without a step.
+    if error.op.is_some() {
         return debug!(%error, "request failed");
     }
     match error.kind {

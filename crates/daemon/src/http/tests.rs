@@ -3,6 +3,7 @@
 
 mod exposition;
 mod life;
+mod logs;
 mod metrics;
 mod refusals;
 mod server;

@@ -48,6 +48,8 @@ mod planned {
         Error,
         /// The daemon stops dead: the operation never goes on.
         Death,
+        /// With a bug.
+        Panic,
     }
 
     /// A plan of one failure; counts calls when there is none.
@@ -102,6 +104,7 @@ mod planned {
                     Err(OpError::new(ErrorKind::HostFailed, format!("planned failure {now:?} {name:?}")))
                 }
                 Some(How::Death) => std::future::pending().await,
+                Some(How::Panic) => panic!("planned bug {now:?} {name:?}"),
             }
         }
 
