@@ -5,6 +5,7 @@ mod exposition;
 mod life;
 mod logs;
 mod metrics;
+mod monitoring;
 mod refusals;
 mod server;
 mod streams;
