@@ -4,6 +4,7 @@
 //! succeeded. A failed step does not keep the later ones from running, so that one run shows
 //! everything there is to repair.
 
+mod monitoring;
 mod sdk;
 mod skips;
 mod steps;
@@ -31,6 +32,9 @@ pub struct Arguments {
 /// The name under which tests find the unpacked guest kernel.
 const KERNEL_VARIABLE: &str = "HEARTH_TEST_KERNEL_DIR";
 
+/// The name under which tests find Prometheus' tool.
+const PROMTOOL_VARIABLE: &str = "HEARTH_PROMTOOL";
+
 /// Runs the steps and reports.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let mut steps = Steps::new(&arguments.only);
@@ -40,6 +44,15 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     steps.run("packages", || setup::ensure_packages(&[setup::RUN, setup::MAKE_IMAGES, setup::TEST]).map(passed));
     steps.run("kernel", || setup::ensure_kernel(&kernel).map(passed));
     steps.run("toolchain", || setup::ensure_cargo_parts(workspace).map(passed));
+    let promtool = workspace.target.join("promtool");
+    steps.run("monitoring", || match setup::ensure_promtool(&promtool) {
+        Ok(promtool) => monitoring::run(workspace, &promtool).map(passed),
+        Err(error) => {
+            let reason = format!("promtool cannot be had: {error:#}");
+            skips.add("monitoring", &reason);
+            Ok(Outcome::NotRun(reason))
+        }
+    });
     let cargo = || workspace.cargo();
     steps.run("fmt", || process::run(cargo().args(["fmt", "--all", "--check"])).map(passed));
     steps.run("clippy", || {
@@ -56,7 +69,14 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         command.envs(kernel.as_ref().map(|kernel| (KERNEL_VARIABLE, kernel)));
         command
     };
-    steps.run("test", || tests(workspace, with_kernel, &mut skips).map(passed));
+    let promtool = setup::promtool_in(&promtool);
+    steps.run("test", || {
+        let with_promtool = |mut command: Command| {
+            command.envs(promtool.as_ref().map(|promtool| (PROMTOOL_VARIABLE, promtool)));
+            with_kernel(command)
+        };
+        tests(workspace, with_promtool, &mut skips).map(passed)
+    });
     steps.run("build", || build::hearth(workspace, false).map(|_| Outcome::Passed));
     steps.run("sdk-python", || sdk::python(workspace, with_kernel, &mut skips));
     steps.run("sdk-node", || sdk::node(workspace, with_kernel, &mut skips));

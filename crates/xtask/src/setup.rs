@@ -122,6 +122,43 @@ pub fn ensure_kernel(dir: &Path) -> Result<()> {
     })
 }
 
+/// Prometheus' tool: the host's own, or one unpacked to `dir` earlier.
+pub fn promtool_in(dir: &Path) -> Option<PathBuf> {
+    in_path("promtool").or_else(|| Some(dir.join(PROMTOOL)).filter(|file| file.is_file()))
+}
+
+/// Where Debian's package has it.
+const PROMTOOL: &str = "usr/bin/promtool";
+
+/// Prometheus' tool, downloaded and unpacked to `dir` if it is not there. Debian's package is not
+/// installed, as it would start a Prometheus on this host.
+pub fn ensure_promtool(dir: &Path) -> Result<PathBuf> {
+    if let Some(there) = promtool_in(dir) {
+        return Ok(there);
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let download = || {
+        // apt's own download user cannot write to our directory, and says so at length.
+        process::run(apt_get().args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(dir))
+    };
+    download().or_else(|_| {
+        // The usual reasons are lists that were never fetched, or that name a version long gone.
+        process::run(apt_get().arg("update"))?;
+        download()
+    })?;
+    let package = std::fs::read_dir(dir)
+        .with_context(|| format!("read {}", dir.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt downloaded no package to {}", dir.display()))?;
+    // Only the tool: the rest is 50 MB of server.
+    process::run(Command::new("sh").args(["-c", UNPACK, "sh"]).arg(&package).arg(dir))?;
+    std::fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
+    promtool_in(dir).with_context(|| format!("the package holds no {PROMTOOL}"))
+}
+
+const UNPACK: &str = r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" ./usr/bin/promtool"#;
+
 /// How tests are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TestRunner {
