@@ -140,6 +140,9 @@ impl Metrics {
                 drop(self.operations.get_or_create(&OperationResultLabels::of(op, backend, result)));
             }
         }
+        for op in [Op::Restore, Op::Fork] {
+            drop(self.operation_duration.get_or_create(&OperationLabels::of(op, backend)));
+        }
         for plan in Plan::ALL {
             for result in [OK, FAILED] {
                 drop(self.restores.get_or_create(&RestoreLabels::of(backend, plan, result)));
