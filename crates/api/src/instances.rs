@@ -236,6 +236,10 @@ pub struct CreateInstance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "10GB")]
     pub overlay_size: Option<String>,
+    /// For a guest that does not run the agent: it counts as running when its vCPUs do, and exec, cp
+    /// and stat do not work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_guest_agent: Option<bool>,
     /// Its memory. The server's default if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "512MB")]

@@ -54,7 +54,6 @@ pub const CREATE_INSTANCE: &[Field] = &[
     field("network.egress", Nothing::Disabled, "mediating outbound connections"),
     field("platform", Nothing::Text("linux/amd64"), "any platform but linux/amd64"),
     field("restart_policy", Nothing::Member("policy", "never"), "restarting automatically"),
-    field("skip_guest_agent", Nothing::Empty, "running without the guest agent"),
     field("skip_kernel_headers", Nothing::AnyBool, "kernel headers"),
     field("snapshot_policy", Nothing::Empty, "snapshot policies"),
     field("ttl", Nothing::Zero, "automatic expiration"),

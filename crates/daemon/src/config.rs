@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hearth_model::load::ResumeOnLoad;
 use hearth_model::spec::MAX_VCPUS;
 use hearth_model::{Backend, ByteSize, MemMib};
+use hearth_vmm::KvmTrust;
 
 pub use error::ConfigError;
 use given::{Given, Source};
@@ -40,6 +42,8 @@ pub struct ServeOptions {
 /// What the daemon was told.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file that was read, or would have been if it were there.
+    pub file: Option<PathBuf>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// Where it listens.
@@ -54,6 +58,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// `[qemu]`
     pub qemu: Qemu,
+    /// `[firecracker]`
+    pub firecracker: Firecracker,
     /// `[defaults]`
     pub defaults: Defaults,
     /// `[limits]`
@@ -122,9 +128,39 @@ impl std::fmt::Debug for Secret {
 pub struct Kernel {
     /// An unpacked kernel package; `kernel` below the data directory if left out.
     pub dir: Option<PathBuf>,
+    /// A kernel (bzImage or ELF) in the place of the package's.
+    pub image: Option<PathBuf>,
+    /// What it boots with.
+    pub initrd: InitrdChoice,
 }
 
-/// The VMM.
+/// What a kernel boots with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum InitrdChoice {
+    /// One that holds the agent and the modules of the kernel package.
+    #[default]
+    Built,
+    /// None: for a kernel that is a guest by itself.
+    None,
+    /// This one.
+    File(PathBuf),
+}
+
+/// Firecracker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firecracker {
+    /// Its program, looked for in `PATH` if it is a bare name.
+    pub path: PathBuf,
+    /// Which KVM is good enough.
+    pub kvm: KvmTrust,
+    /// Whether guests are resumed inside the load: the escape hatch. It is looked up anew for every
+    /// restore, see [`crate::hatch`].
+    pub resume_on_load: ResumeOnLoad,
+    /// Whether snapshots of a restored guest hold only what it wrote; costs it a fault a page.
+    pub track_dirty_pages: bool,
+}
+
+/// QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
     /// Its program, looked for in `PATH` if it is a bare name.
@@ -200,6 +236,7 @@ impl Timeouts {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            file: None,
             data_dir: "/var/lib/hearth".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], hearth_api::DEFAULT_PORT)),
             log: Log { format: LogFormat::Text, level: "info".into() },
@@ -207,6 +244,12 @@ impl Default for Config {
             metrics: Metrics::default(),
             kernel: Kernel::default(),
             qemu: Qemu { path: "qemu-system-x86_64".into(), accel: AccelChoice::Auto },
+            firecracker: Firecracker {
+                path: "firecracker".into(),
+                kvm: KvmTrust::Probe,
+                resume_on_load: ResumeOnLoad::On,
+                track_dirty_pages: true,
+            },
             defaults: Defaults {
                 hypervisor: Backend::QemuMicrovm,
                 memory: MemMib::new(256).expect("256 MB is in range"),
@@ -220,7 +263,7 @@ impl Default for Config {
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 25] = [
     "data_dir",
     "listen",
     "log.format",
@@ -229,8 +272,14 @@ const KEYS: [&str; 19] = [
     "auth.token_secret_file",
     "metrics.public",
     "kernel.dir",
+    "kernel.image",
+    "kernel.initrd",
     "qemu.path",
     "qemu.accel",
+    "firecracker.path",
+    "firecracker.kvm",
+    "firecracker.resume_on_load",
+    "firecracker.track_dirty_pages",
     "defaults.hypervisor",
     "defaults.memory",
     "defaults.vcpus",
@@ -250,7 +299,9 @@ impl Config {
     pub fn load(options: &ServeOptions) -> Result<Self, ConfigError> {
         let file = read_file(options.config.as_deref())?;
         let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
-        Self::from_sources(options, std::env::vars_os(), file)
+        let mut config = Self::from_sources(options, std::env::vars_os(), file)?;
+        config.file = Some(options.config.clone().unwrap_or_else(|| DEFAULT_FILE.into()));
+        Ok(config)
     }
 
     /// Decides, from what was read.
@@ -305,11 +356,28 @@ impl Config {
             "auth.token_secret_file" => *secret_file = Some(absolute(text)?),
             "metrics.public" => self.metrics.public = one_of(text, [("true", true), ("false", false)])?,
             "kernel.dir" => self.kernel.dir = Some(absolute(text)?),
+            "kernel.image" => self.kernel.image = Some(absolute(text)?),
+            "kernel.initrd" => {
+                self.kernel.initrd = match text {
+                    "built" => InitrdChoice::Built,
+                    "none" => InitrdChoice::None,
+                    path => InitrdChoice::File(absolute(path)?),
+                };
+            }
             "qemu.path" if text.is_empty() => return Err("must not be empty".into()),
             "qemu.path" => self.qemu.path = text.into(),
             "qemu.accel" => {
                 let choices = [("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)];
                 self.qemu.accel = one_of(text, choices)?;
+            }
+            "firecracker.path" if text.is_empty() => return Err("must not be empty".into()),
+            "firecracker.path" => self.firecracker.path = text.into(),
+            "firecracker.kvm" => {
+                self.firecracker.kvm = one_of(text, [("probe", KvmTrust::Probe), ("trust", KvmTrust::Trust)])?;
+            }
+            "firecracker.resume_on_load" => self.firecracker.resume_on_load = ResumeOnLoad::parse(text),
+            "firecracker.track_dirty_pages" => {
+                self.firecracker.track_dirty_pages = one_of(text, [("true", true), ("false", false)])?;
             }
             "defaults.hypervisor" => self.defaults.hypervisor = parse(text)?,
             "defaults.memory" => {
@@ -326,6 +394,21 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What the file says of `firecracker.resume_on_load` now; a file that is not there says nothing.
+///
+/// # Errors
+/// The file cannot be read, or is not one of settings.
+pub(crate) fn resume_on_load_in(file: &Path) -> Result<Option<ResumeOnLoad>, ConfigError> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ConfigError::Read { path: file.to_owned(), source }),
+    };
+    let given = given::from_file(file, &text, &KEYS)?;
+    let said = given.iter().rfind(|given| given.key == "firecracker.resume_on_load");
+    Ok(said.map(|given| ResumeOnLoad::parse(&given.text)))
 }
 
 fn read_file(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, ConfigError> {

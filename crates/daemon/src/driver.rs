@@ -207,7 +207,7 @@ impl Driver {
                 self.record = record;
                 let state = match outcome {
                     Outcome::Running(Born { live, events }) => {
-                        self.watch(live, Some(events));
+                        self.watch(live, events);
                         InstanceState::Running
                     }
                     Outcome::StillRunning => InstanceState::Running,
@@ -246,10 +246,14 @@ impl Driver {
             InstanceState::Failed { reason }
         };
 
+        let cut_off = state == InstanceState::Running && done.is_err() && self.saving_cuts_off(op);
         if gone {
             self.forget();
         } else {
             self.rest(state.clone());
+        }
+        if cut_off {
+            self.agent_lost().await;
         }
         if let (InstanceState::Standby { snapshot }, false) = (&state, gone) {
             self.host.settler.later(snapshot);
@@ -266,6 +270,15 @@ impl Driver {
             self.registry.drop_snapshot_later(snapshot);
         }
         done
+    }
+
+    /// Whether the guest may have lost its connections in an operation that failed.
+    fn saving_cuts_off(&self, op: Op) -> bool {
+        matches!(op, Op::Standby | Op::Snapshot)
+            && self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.live.agent.is_some() && running.live.vmm.save_cuts_off_the_guest())
     }
 
     /// Rests in a state: the record first, then the view.

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_model::runtime::Accel;
-use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec};
+use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, LoadPlan, load_plan};
 use hearth_snapshot::{CpuFingerprint, HostFacts};
 use hearth_store::{InstanceRecord, Store};
-use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Loaded, Machine, SavedState, Seat, Vmm};
+use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, Seat, Started, Vmm};
 use tokio::sync::OnceCell;
 
-use crate::config::Config;
+use crate::config::{Config, InitrdChoice};
 use crate::error::OpError;
+use crate::hatch::Hatch;
 use crate::metrics::Metrics;
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
@@ -29,6 +30,7 @@ pub(crate) struct Host {
     pub(crate) vmms: Vmms,
     pub(crate) settler: Settler,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) hatch: Hatch,
     boot_files: OnceCell<BootFiles>,
     cpu: CpuFingerprint,
     kernel_release: String,
@@ -56,7 +58,7 @@ impl Vmms {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BootFiles {
     pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
+    pub(crate) initrd: Option<PathBuf>,
 }
 
 impl Host {
@@ -68,6 +70,7 @@ impl Host {
         Ok(Arc::new(Self {
             cpu: CpuFingerprint::from_cpuinfo(&cpuinfo),
             kernel_release,
+            hatch: Hatch::new(&config),
             config,
             data,
             store,
@@ -84,17 +87,27 @@ impl Host {
     pub(crate) async fn boot_files(&self) -> Result<BootFiles, OpError> {
         #[cfg(test)]
         if let Launcher::Fake(_) = self.vmms.launcher {
-            return Ok(BootFiles { kernel: "/dev/null".into(), initrd: "/dev/null".into() });
+            return Ok(BootFiles { kernel: "/dev/null".into(), initrd: Some("/dev/null".into()) });
         }
         let files = self.boot_files.get_or_try_init(|| async {
             let kernel_dir = self.config.kernel.dir.clone().unwrap_or_else(|| self.data.kernel());
-            let initrds = self.data.initrds();
+            let (initrds, config) = (self.data.initrds(), self.config.kernel.clone());
             blocking(move || {
-                let kernel = hearth_kernel::find(&kernel_dir)?;
-                let initrd = hearth_kernel::ensure_initrd(&kernel, crate::AGENT, &initrds)?;
-                // The ELF inside boots faster than the bzImage: nothing is left to decompress.
-                let kernel = hearth_kernel::ensure_vmlinux(&kernel, &initrds)?;
-                Ok::<_, hearth_kernel::KernelError>(BootFiles { kernel, initrd })
+                let (mut kernel, mut initrd) = (config.image, None);
+                match config.initrd {
+                    InitrdChoice::Built => {
+                        let package = hearth_kernel::find(&kernel_dir)?;
+                        initrd = Some(hearth_kernel::ensure_initrd(&package, crate::AGENT, &initrds)?);
+                    }
+                    InitrdChoice::None => {}
+                    InitrdChoice::File(path) => initrd = Some(path),
+                }
+                if kernel.is_none() {
+                    let package = hearth_kernel::find(&kernel_dir)?;
+                    // The ELF inside boots faster than the bzImage, and Firecracker takes no other.
+                    kernel = Some(hearth_kernel::ensure_vmlinux(&package, &initrds)?);
+                }
+                Ok::<_, hearth_kernel::KernelError>(BootFiles { kernel: kernel.unwrap_or_default(), initrd })
             })
             .await
         });
@@ -123,10 +136,23 @@ impl Host {
         HostFacts {
             backend,
             vmm_version: self.probe(backend).and_then(|probe| probe.version.clone()),
-            accel: self.vmms.accel,
+            accel: self.accel(backend),
             cpu: self.cpu.clone(),
             memory: ByteSize(crate::resources::capacity(self.data.root()).memory),
         }
+    }
+
+    /// How guests of that backend are run here.
+    pub(crate) fn accel(&self, backend: Backend) -> Accel {
+        match backend {
+            Backend::Firecracker => Accel::Kvm,
+            Backend::QemuMicrovm | Backend::Qemu => self.vmms.accel,
+        }
+    }
+
+    /// How a bundle of that backend is loaded now.
+    pub(crate) fn load_plan(&self, backend: Backend) -> LoadPlan {
+        load_plan(backend == Backend::Firecracker, self.hatch.now(), Vec::new())
     }
 
     /// The host kernel's release, as `uname -r` says.
@@ -140,19 +166,15 @@ impl Host {
 
     /// Boots a guest in its directory; its vCPUs run when this returns.
     pub(crate) async fn boot(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<Vmm, OpError> {
-        let launch = self.launch_spec(dir, spec).await?;
+        let launch = self.launch_spec(dir, spec, self.boot_files().await?);
         Ok(self.vmms.launcher.boot(&launch).await?)
     }
 
-    /// Loads a saved guest in its directory.
-    pub(crate) async fn load(
-        &self,
-        dir: &InstanceDir,
-        spec: &InstanceSpec,
-        from: &SavedState,
-    ) -> Result<Loaded, OpError> {
-        let launch = self.launch_spec(dir, spec).await?;
-        Ok(self.vmms.launcher.load(&launch, from).await?)
+    /// Starts a VMM that will load a saved guest in its directory.
+    pub(crate) async fn start(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<Started, OpError> {
+        // What is loaded has its kernel in its memory.
+        let launch = self.launch_spec(dir, spec, BootFiles::default());
+        Ok(self.vmms.launcher.start(&launch).await?)
     }
 
     /// Takes over the VMM that a seat names; `None` if it is not there.
@@ -167,7 +189,7 @@ impl Host {
     pub(crate) fn machine(&self, spec: &InstanceSpec, files: BootFiles) -> Machine {
         Machine {
             backend: spec.backend,
-            accel: self.vmms.accel,
+            accel: self.accel(spec.backend),
             vcpus: spec.vcpus,
             memory: spec.memory,
             kernel: files.kernel,
@@ -176,13 +198,17 @@ impl Host {
         }
     }
 
-    async fn launch_spec(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<LaunchSpec, OpError> {
-        let files = self.boot_files().await?;
-        Ok(LaunchSpec {
+    fn launch_spec(&self, dir: &InstanceDir, spec: &InstanceSpec, files: BootFiles) -> LaunchSpec {
+        let program = match spec.backend {
+            Backend::Firecracker => &self.config.firecracker.path,
+            Backend::QemuMicrovm | Backend::Qemu => &self.config.qemu.path,
+        };
+        LaunchSpec {
             dir: dir.path().to_owned(),
-            qemu: self.config.qemu.path.clone(),
+            program: program.clone(),
             machine: self.machine(spec, files),
-        })
+            track_dirty_pages: self.config.firecracker.track_dirty_pages,
+        }
     }
 }
 

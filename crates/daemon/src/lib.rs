@@ -12,6 +12,7 @@ mod doctor;
 mod driver;
 mod error;
 mod handle;
+mod hatch;
 mod host;
 mod http;
 mod images;

@@ -178,7 +178,6 @@ impl Metrics {
     }
 
     /// The API socket of a VMM was waited for. To be called by whoever starts a VMM.
-    #[allow(dead_code, reason = "for backends that wait for a socket: QEMU is handed one that listens")]
     pub(crate) fn socket_waited(&self, end: SocketWait, took: Duration) {
         self.socket_waits.get_or_create(&EndLabel::of(end)).inc();
         self.socket_wait_duration.observe(took.as_secs_f64());

@@ -69,7 +69,7 @@ impl Subject {
 /// Where an operation led.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// A new VMM runs.
+    /// A new VMM runs, or the one from before is reached in a new way.
     Running(Born),
     /// The VMM from before runs on.
     StillRunning,
@@ -83,7 +83,8 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Born {
     pub(crate) live: Live,
-    pub(crate) events: EventReceiver,
+    /// None where there is no agent.
+    pub(crate) events: Option<EventReceiver>,
 }
 
 /// Make an instance of a snapshot.

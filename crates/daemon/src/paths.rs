@@ -94,7 +94,7 @@ impl InstanceDir {
 
     /// The snapshot's memory file that a restored instance maps privately (a hard link).
     pub(crate) fn memory_base(&self) -> PathBuf {
-        self.dir.join("memory.base")
+        self.dir.join(hearth_vmm::MEMORY_BASE)
     }
 
     /// The snapshot's device state while it is loaded (a hard link).

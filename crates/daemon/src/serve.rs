@@ -154,8 +154,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
 /// Which VMMs there are, and whether KVM is real.
 pub(crate) async fn probe(config: &Config) -> Vmms {
-    let qemu = config.qemu.path.clone();
-    let probes = tokio::task::spawn_blocking(move || hearth_vmm::probe(&qemu)).await.unwrap_or_default();
+    let (qemu, firecracker) = (config.qemu.path.clone(), config.firecracker.clone());
+    let probes = tokio::task::spawn_blocking(move || {
+        let mut probes = hearth_vmm::probe_qemu(&qemu);
+        probes.push(hearth_vmm::probe_firecracker(&firecracker.path, &hearth_vmm::evidence(), firecracker.kvm));
+        probes
+    });
+    let probes = probes.await.unwrap_or_default();
     let (accel, accel_why) = match config.qemu.accel {
         AccelChoice::Auto => hearth_vmm::accel(),
         AccelChoice::Kvm => (Accel::Kvm, "the configuration says so".into()),

@@ -111,6 +111,7 @@ impl World {
             vcpus: 1,
             overlay: ByteSize::mib(64),
             network: false,
+            agent: true,
             tags: BTreeMap::new(),
             env: BTreeMap::new(),
             program: Program {

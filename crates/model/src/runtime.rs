@@ -6,6 +6,9 @@ use std::str::FromStr;
 /// The VMM and its machine type, as the API's `hypervisor` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Backend {
+    /// Firecracker: needs KVM that is real.
+    #[serde(rename = "firecracker")]
+    Firecracker,
     /// QEMU's minimal board: virtio-mmio, no PCI.
     #[serde(rename = "qemu-microvm")]
     QemuMicrovm,
@@ -16,12 +19,13 @@ pub enum Backend {
 
 impl Backend {
     /// Every backend of this build.
-    pub const ALL: [Self; 2] = [Self::QemuMicrovm, Self::Qemu];
+    pub const ALL: [Self; 3] = [Self::QemuMicrovm, Self::Qemu, Self::Firecracker];
 
     /// The API's name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Firecracker => "firecracker",
             Self::QemuMicrovm => "qemu-microvm",
             Self::Qemu => "qemu",
         }
@@ -36,7 +40,7 @@ impl fmt::Display for Backend {
 
 /// Not a backend of this build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("hypervisor {0:?} is not one of this server's: qemu-microvm, qemu")]
+#[error("hypervisor {0:?} is not one of this server's: qemu-microvm, qemu, firecracker")]
 pub struct UnknownBackend(String);
 
 impl FromStr for Backend {

@@ -27,12 +27,21 @@ pub struct InstanceSpec {
     pub overlay: ByteSize,
     /// Whether the guest has a network device.
     pub network: bool,
+    /// Whether the guest runs our agent. One without is running when its vCPUs are, and is neither
+    /// configured nor told who it is.
+    #[serde(default = "with_agent")]
+    pub agent: bool,
     /// The user's tags.
     pub tags: BTreeMap<String, String>,
     /// The user's variables, as the API shows them.
     pub env: BTreeMap<String, String>,
     /// What runs in the guest.
     pub program: Program,
+}
+
+/// What a specification means that was stored before there were guests without an agent.
+const fn with_agent() -> bool {
+    true
 }
 
 /// The guest's program: the image's configuration with the request's changes.

@@ -5,24 +5,27 @@
 //! can be dropped and made anew, and finds its VMMs again by their seats. It can be asked what is
 //! still alive, and can fail the nth call before or after its effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use hearth_model::{Backend, LoadPlan};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use crate::ending::remove_sockets;
 use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
 use crate::process::{Ended, Exit};
+use crate::socket;
 use crate::spec::{
-    AGENT_SOCKET, LaunchSpec, MEMORY, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG, SavedState,
-    Seat, StateFormat, VMM_LOG, device_set,
+    AGENT_SOCKET, API_SOCKET, LaunchSpec, MEMORY, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG,
+    SaveMemory, Saved, SavedState, Seat, StateFormat, VMM_LOG, VSOCK_SOCKET, device_set,
 };
-use crate::{qemu, socket};
+use crate::vmm::{Loaded, Vmm};
 
 const PAGE: u64 = 4096;
 /// Above every pid that Linux gives.
@@ -60,10 +63,20 @@ struct Running {
     seat: Seat,
     device_set: String,
     run_state: RunState,
-    /// Pages written by the "guest" over a private mapping.
+    /// What its memory is mapped from.
+    mapped: Option<MappedFrom>,
+    /// Pages written by the "guest" over what is mapped.
     own: BTreeMap<u64, u8>,
+    /// Those of them that were written since the last save.
+    log: BTreeSet<u64>,
     exit: watch::Sender<Option<Exit>>,
     _sockets: [UnixListener; 2],
+}
+
+#[derive(Debug)]
+enum MappedFrom {
+    Shared(File),
+    Private(File),
 }
 
 /// A handle on a fake VMM.
@@ -121,8 +134,9 @@ impl FakeHost {
         let mut state = self.lock();
         let vmm = state.vmms.values_mut().find(|v| v.seat.dir == dir).ok_or(io::ErrorKind::NotFound)?;
         match vmm.seat.ram {
-            Ram::Private => {
+            Ram::Private | Ram::Anonymous | Ram::Tracked => {
                 vmm.own.insert(page, byte);
+                vmm.log.insert(page);
                 Ok(())
             }
             Ram::Shared => File::options().write(true).open(dir.join(MEMORY))?.write_all_at(&[byte; 4096], page * PAGE),
@@ -131,18 +145,23 @@ impl FakeHost {
 
     pub(crate) fn boot(&self, spec: &LaunchSpec) -> Result<Fake, LaunchError> {
         self.call(LaunchError::Demanded, || {
-            for (what, path) in [("kernel", &spec.machine.kernel), ("initrd", &spec.machine.initrd)] {
-                open(what, path)?;
+            open("kernel", &spec.machine.kernel)?;
+            if let Some(initrd) = &spec.machine.initrd {
+                open("initrd", initrd)?;
+            }
+            if spec.machine.backend == Backend::Firecracker {
+                return self.launch(spec, Ram::Anonymous, None, RunState::Running);
             }
             let make = |source| LaunchError::Make { what: "memory file", path: spec.dir.join(MEMORY), source };
             socket::remove(&spec.dir.join(MEMORY)).map_err(make)?;
-            let memory = File::create_new(spec.dir.join(MEMORY)).map_err(make)?;
+            let memory = File::options().read(true).write(true).create_new(true).open(spec.dir.join(MEMORY));
+            let memory = memory.map_err(make)?;
             memory.set_len(spec.machine.memory.size().bytes()).map_err(make)?;
-            self.launch(spec, &memory, Ram::Shared, RunState::Running)
+            self.launch(spec, Ram::Shared, Some(MappedFrom::Shared(memory)), RunState::Running)
         })
     }
 
-    pub(crate) fn load(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Fake, LaunchError> {
+    pub(crate) fn load(&self, spec: &LaunchSpec, from: &SavedState, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
         self.call(LaunchError::Demanded, || {
             let (vmstate, path) = (spec.dir.join(&from.vmstate), spec.dir.join(&from.memory));
             open("saved state", &vmstate)?;
@@ -159,7 +178,14 @@ impl FakeHost {
                     exit: Box::new(Exit { ended: Ended::Code(1), log_tail }),
                 });
             }
-            self.launch(spec, &memory, Ram::Private, RunState::Paused)
+            let firecracker = spec.machine.backend == Backend::Firecracker;
+            let ram = if firecracker && spec.track_dirty_pages { Ram::Tracked } else { Ram::Private };
+            let mapped = Some(MappedFrom::Private(memory));
+            if firecracker && *plan == LoadPlan::ResumeOnLoad {
+                let vmm = self.launch(spec, ram, mapped, RunState::Running)?;
+                return Ok(Loaded::Resumed(Vmm::Fake(vmm)));
+            }
+            self.launch(spec, ram, mapped, RunState::Paused).map(|vmm| Loaded::Paused(Vmm::Fake(vmm)))
         })
     }
 
@@ -174,11 +200,17 @@ impl FakeHost {
     pub(crate) fn kill_in(&self, dir: &Path) -> Result<(), KillError> {
         self.call(KillError::Demanded, || {
             self.end(dir, Ended::Signal(9));
-            qemu::remove_sockets(dir)
+            remove_sockets(dir)
         })
     }
 
-    fn launch(&self, spec: &LaunchSpec, memory: &File, ram: Ram, run_state: RunState) -> Result<Fake, LaunchError> {
+    fn launch(
+        &self,
+        spec: &LaunchSpec,
+        ram: Ram,
+        mapped: Option<MappedFrom>,
+        run_state: RunState,
+    ) -> Result<Fake, LaunchError> {
         for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
             open(what, &spec.dir.join(name))?;
         }
@@ -189,7 +221,16 @@ impl FakeHost {
         File::create(spec.dir.join(VMM_LOG)).map_err(make("log", VMM_LOG))?;
         File::options().append(true).create(true).open(spec.dir.join(SERIAL_LOG)).map_err(make("log", SERIAL_LOG))?;
         let listen = |name| socket::listen(&spec.dir, name).map_err(make("socket", name));
-        let sockets = [listen(QMP_SOCKET)?, listen(AGENT_SOCKET)?];
+        let sockets = match spec.machine.backend {
+            Backend::Firecracker => [listen(API_SOCKET)?, listen(VSOCK_SOCKET)?],
+            Backend::QemuMicrovm | Backend::Qemu => [listen(QMP_SOCKET)?, listen(AGENT_SOCKET)?],
+        };
+        let memory_inode = match &mapped {
+            Some(MappedFrom::Shared(file) | MappedFrom::Private(file)) => {
+                file.metadata().map_err(make("memory file", MEMORY))?.ino()
+            }
+            None => 0,
+        };
         let mut state = self.lock();
         state.launched += 1;
         let seat = Seat {
@@ -199,13 +240,21 @@ impl FakeHost {
             dir: spec.dir.clone(),
             backend: spec.machine.backend,
             ram,
-            memory_inode: memory.metadata().map_err(make("memory file", MEMORY))?.ino(),
+            memory_inode,
             memory: spec.machine.memory,
         };
         let (tell, exit) = watch::channel(None);
         let device_set = device_set(&spec.machine);
-        let own = BTreeMap::new();
-        let vmm = Running { seat: seat.clone(), device_set, run_state, own, exit: tell, _sockets: sockets };
+        let vmm = Running {
+            seat: seat.clone(),
+            device_set,
+            run_state,
+            mapped,
+            own: BTreeMap::new(),
+            log: BTreeSet::new(),
+            exit: tell,
+            _sockets: sockets,
+        };
         state.vmms.insert(seat.pid, vmm);
         Ok(Fake { host: self.clone(), seat, exit })
     }
@@ -227,6 +276,47 @@ impl FakeHost {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// Writes what differs onto a copy of the base, or all of it into a new file.
+    fn write_memory(&mut self, path: &Path, how: SaveMemory<'_>) -> io::Result<PageCount> {
+        let file = match how {
+            SaveMemory::Onto(_) => File::options().write(true).open(path)?,
+            SaveMemory::Into(_) | SaveMemory::Leave => {
+                let file = File::create_new(path)?;
+                file.set_len(self.seat.memory.size().bytes())?;
+                file
+            }
+        };
+        if file.metadata()?.len() != self.seat.memory.size().bytes() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if let (SaveMemory::Into(_), Some(base)) | (SaveMemory::Onto(_), Some(base @ MappedFrom::Shared(_))) =
+            (how, &self.mapped)
+        {
+            let (MappedFrom::Shared(from) | MappedFrom::Private(from)) = base;
+            let mut memory = Vec::new();
+            from.try_clone()?.rewind()?;
+            from.try_clone()?.read_to_end(&mut memory)?;
+            file.write_all_at(&memory, 0)?;
+        }
+        let written: Vec<(u64, u8)> = match (self.seat.ram, how) {
+            (Ram::Tracked, SaveMemory::Onto(_)) => self.log.iter().map(|page| (*page, self.own[page])).collect(),
+            _ => self.own.iter().map(|(page, byte)| (*page, *byte)).collect(),
+        };
+        written.iter().try_for_each(|(page, byte)| file.write_all_at(&[*byte; 4096], page * PAGE))?;
+        self.log.clear();
+        let zero = written.iter().filter(|(_, byte)| *byte == 0).count() as u64;
+        Ok(PageCount { changed: written.len() as u64, zero })
+    }
+
+    fn state_format(&self) -> StateFormat {
+        match self.seat.backend {
+            Backend::Firecracker => StateFormat::Firecracker,
+            Backend::QemuMicrovm | Backend::Qemu => StateFormat::QemuDevices,
+        }
     }
 }
 
@@ -261,40 +351,23 @@ impl Fake {
         self.control("query-status", |vmm| Ok(vmm.run_state))
     }
 
-    pub(crate) async fn save_state(&self, vmstate: &Path) -> Result<StateFormat, ControlError> {
+    pub(crate) async fn save(&self, vmstate: &Path, memory: SaveMemory<'_>) -> Result<Saved, ControlError> {
         let path = self.seat.dir.join(vmstate);
-        self.control("save the device state", |vmm| {
+        self.control("save the guest", |vmm| {
             if vmm.run_state == RunState::Running {
-                return Err(ControlError::NotPaused { action: "save the device state" });
+                return Err(ControlError::NotPaused { action: "save the guest" });
             }
-            match fs::write(&path, &vmm.device_set) {
-                Ok(()) => Ok(StateFormat::QemuDevices),
-                Err(source) => Err(ControlError::Write { what: "device state", path, source }),
-            }
-        })
-    }
-
-    pub(crate) async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
-        let path = self.seat.dir.join(onto);
-        self.control("write the guest's pages", |vmm| {
-            if vmm.run_state == RunState::Running {
-                return Err(ControlError::NotPaused { action: "write the guest's pages" });
-            }
-            let write = || -> io::Result<PageCount> {
-                let file = File::options().write(true).open(&path)?;
-                if file.metadata()?.len() != vmm.seat.memory.size().bytes() {
-                    return Err(io::ErrorKind::InvalidInput.into());
+            let written = fs::write(&path, &vmm.device_set);
+            written.map_err(|source| ControlError::Write { what: "device state", path: path.clone(), source })?;
+            let pages = match memory {
+                SaveMemory::Leave => None,
+                SaveMemory::Onto(to) | SaveMemory::Into(to) => {
+                    let path = vmm.seat.dir.join(to);
+                    let pages = vmm.write_memory(&path, memory);
+                    Some(pages.map_err(|source| ControlError::Write { what: "memory file", path, source })?)
                 }
-                if vmm.seat.ram == Ram::Shared {
-                    let memory = fs::read(vmm.seat.dir.join(MEMORY))?;
-                    file.write_all_at(&memory, 0)?;
-                    return Ok(PageCount { changed: memory.len() as u64 / PAGE, zero: 0 });
-                }
-                vmm.own.iter().try_for_each(|(page, byte)| file.write_all_at(&[*byte; 4096], page * PAGE))?;
-                let zero = vmm.own.values().filter(|byte| **byte == 0).count() as u64;
-                Ok(PageCount { changed: vmm.own.len() as u64, zero })
             };
-            write().map_err(|source| ControlError::Write { what: "memory file", path: path.clone(), source })
+            Ok(Saved { format: vmm.state_format(), pages })
         })
     }
 
@@ -317,7 +390,7 @@ impl Fake {
     pub(crate) async fn kill(&self) -> Result<(), KillError> {
         self.host.call(KillError::Demanded, || {
             self.host.lock().end(self.seat.pid, Ended::Signal(9));
-            qemu::remove_sockets(&self.seat.dir)
+            remove_sockets(&self.seat.dir)
         })
     }
 

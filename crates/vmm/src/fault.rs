@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hearth_model::error::io_kind;
-use hearth_model::{ErrorKind, Kind};
+use hearth_model::{Backend, ErrorKind, Kind};
 
 use crate::process::Exit;
+use crate::spec::StateFormat;
 
 /// A VMM could not be launched; nothing of it is left but log files (and `memory`, after a boot).
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,12 @@ pub enum LaunchError {
     /// The VMM ended while it read the saved state.
     #[error("load {}: the VMM does not take it ({})", vmstate.display(), exit.ended)]
     Unloadable { vmstate: PathBuf, exit: Box<Exit> },
+    /// The VMM refused the saved state; it may have ended then.
+    #[error("load {}: the VMM answers {answer:?}", vmstate.display())]
+    Refused { vmstate: PathBuf, answer: String, exit: Option<Box<Exit>> },
+    /// The saved state is another VMM's.
+    #[error("load {}: it is of format {format:?}, which {backend} does not read", vmstate.display())]
+    WrongFormat { vmstate: PathBuf, format: StateFormat, backend: Backend },
     /// The VMM refused a command, or did not answer.
     #[error("set up the VMM")]
     Control(#[source] ControlError),
@@ -62,7 +69,9 @@ impl Kind for LaunchError {
             Self::NoProgram { .. } => ErrorKind::Unsupported,
             Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::Open { source, .. } | Self::Make { source, .. } | Self::Spawn { source, .. } => io_kind(source),
-            Self::MemorySize { .. } | Self::Unloadable { .. } => ErrorKind::Incompatible,
+            Self::MemorySize { .. } | Self::Unloadable { .. } | Self::Refused { .. } | Self::WrongFormat { .. } => {
+                ErrorKind::Incompatible
+            }
             Self::Died { .. } => ErrorKind::VmmFailed,
             Self::Control(source) => source.kind(),
             #[cfg(feature = "fake")]
@@ -72,6 +81,9 @@ impl Kind for LaunchError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::NoProgram { program } if program.to_string_lossy().contains("firecracker") => {
+                Some("install a release of Firecracker and put it on PATH, or configure firecracker.path".into())
+            }
             Self::NoProgram { .. } => {
                 Some("install QEMU (Debian: apt install qemu-system-x86), or configure its path".into())
             }
@@ -82,9 +94,18 @@ impl Kind for LaunchError {
                 "it was saved by another version or for another machine, or is damaged; the VMM says: {}",
                 exit.log_tail
             )),
-            Self::Died { exit } => exit.hint(),
+            Self::Died { exit } | Self::Refused { exit: Some(exit), .. } => exit.hint(),
             Self::Control(source) => source.hint(),
             _ => None,
+        }
+    }
+}
+
+impl From<ControlError> for LaunchError {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Gone { exit, .. } => Self::Died { exit },
+            other => Self::Control(other),
         }
     }
 }

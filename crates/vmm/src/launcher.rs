@@ -1,13 +1,23 @@
 //! Where VMMs come from: boot, load, adopt, clean up. Real processes, or a test's fakes.
+//!
+//! A load has three parts, because a restore has something to do between them and wants each of
+//! them timed:
+//!
+//! ```text
+//!   start ─► [disks and memory are put in place] ─► ready ─► load ─► Resumed | Paused
+//! ```
 
 use std::path::Path;
 
+use hearth_model::{Backend, LoadPlan};
+
+use crate::ending::{kill_in, remove_sockets};
 #[cfg(feature = "fake")]
 use crate::fake::FakeHost;
 use crate::fault::{AdoptError, KillError, LaunchError};
-use crate::qemu;
-use crate::spec::{LaunchSpec, SavedState, Seat};
+use crate::spec::{LaunchSpec, SavedState, Seat, SocketWait};
 use crate::vmm::{Adopted, Loaded, Vmm};
+use crate::{firecracker, qemu};
 
 /// Starts and finds VMMs.
 #[derive(Debug, Clone, Default)]
@@ -20,31 +30,72 @@ pub enum Launcher {
     Fake(FakeHost),
 }
 
+/// A VMM that is going to load, as far as it can be started before it knows what.
+#[derive(Debug)]
+pub struct Started(Begun);
+
+#[derive(Debug)]
+enum Begun {
+    Firecracker(firecracker::Started),
+    /// QEMU is told its files when it starts.
+    Qemu(LaunchSpec),
+    #[cfg(feature = "fake")]
+    Fake(FakeHost, LaunchSpec),
+}
+
+/// A VMM that takes a saved guest.
+#[derive(Debug)]
+pub struct Ready(Waiting);
+
+#[derive(Debug)]
+enum Waiting {
+    Firecracker(Box<firecracker::Loading>),
+    Qemu(Box<qemu::Loading>),
+    #[cfg(feature = "fake")]
+    Fake(FakeHost, LaunchSpec, SavedState),
+}
+
 impl Launcher {
-    /// Boots a kernel: makes the file [`crate::MEMORY`], starts a VMM; vCPUs run when it returns.
+    /// Boots a kernel: makes the file [`crate::MEMORY`] where the VMM has one, starts a VMM; vCPUs
+    /// run when it returns.
     ///
     /// # Errors
     /// The program, kernel, initrd or a disk is missing; a file cannot be made; the VMM ends or
     /// refuses. No process and no socket is left then.
     pub async fn boot(&self, spec: &LaunchSpec) -> Result<Vmm, LaunchError> {
         match self {
-            Self::Real => Ok(Vmm::Qemu(qemu::boot(spec).await?)),
+            Self::Real => match spec.machine.backend {
+                Backend::Firecracker => Ok(Vmm::Firecracker(firecracker::boot(spec).await?)),
+                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(qemu::boot(spec).await?)),
+            },
             #[cfg(feature = "fake")]
             Self::Fake(host) => host.boot(spec).map(Vmm::Fake),
         }
     }
 
-    /// Loads a saved guest into a fresh VMM. Its memory file is mapped and never written, so any
-    /// number of VMMs can load the same one.
+    /// Starts a VMM that is to load a saved guest: as much of it as needs neither disks nor memory.
+    /// What it started ends with [`Started::ready`] or [`Self::clean_up`].
     ///
     /// # Errors
-    /// As [`Self::boot`]; and the state was saved for another machine, or is damaged.
-    pub async fn load(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Loaded, LaunchError> {
+    /// The program is missing or cannot be started. Nothing is left then.
+    #[allow(clippy::unused_async, reason = "a process of a pool will have to be waited for")]
+    pub async fn start(&self, spec: &LaunchSpec) -> Result<Started, LaunchError> {
         match self {
-            Self::Real => Ok(Loaded::Paused(Vmm::Qemu(qemu::load(spec, from).await?))),
+            Self::Real => match spec.machine.backend {
+                Backend::Firecracker => Ok(Started(Begun::Firecracker(firecracker::launch::start(spec)?))),
+                Backend::QemuMicrovm | Backend::Qemu => Ok(Started(Begun::Qemu(spec.clone()))),
+            },
             #[cfg(feature = "fake")]
-            Self::Fake(host) => host.load(spec, from).map(|fake| Loaded::Paused(Vmm::Fake(fake))),
+            Self::Fake(host) => Ok(Started(Begun::Fake(host.clone(), spec.clone()))),
         }
+    }
+
+    /// [`Self::start`], [`Started::ready`] and [`Ready::load`] in one.
+    ///
+    /// # Errors
+    /// As those.
+    pub async fn load(&self, spec: &LaunchSpec, from: &SavedState, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
+        self.start(spec).await?.ready(from).await?.load(plan).await
     }
 
     /// Finds a VMM again.
@@ -53,13 +104,15 @@ impl Launcher {
     /// It could not be looked for: neither alive nor gone is known.
     #[allow(clippy::unused_async, reason = "other backends have to ask their process")]
     pub async fn adopt(&self, seat: &Seat) -> Result<Adopted, AdoptError> {
-        match self {
-            Self::Real => Ok(qemu::adopt(seat)?.map_or(Adopted::Gone, |vmm| Adopted::Alive(Vmm::Qemu(vmm)))),
+        let found = match self {
+            Self::Real => match seat.backend {
+                Backend::Firecracker => firecracker::adopt(seat)?.map(Vmm::Firecracker),
+                Backend::QemuMicrovm | Backend::Qemu => qemu::adopt(seat)?.map(Vmm::Qemu),
+            },
             #[cfg(feature = "fake")]
-            Self::Fake(host) => {
-                host.adopt(seat).map(|it| it.map_or(Adopted::Gone, |vmm| Adopted::Alive(Vmm::Fake(vmm))))
-            }
-        }
+            Self::Fake(host) => host.adopt(seat)?.map(Vmm::Fake),
+        };
+        Ok(found.map_or(Adopted::Gone, Adopted::Alive))
     }
 
     /// Ends whatever VMM sits there and removes its sockets; nothing there is success. Without a
@@ -71,14 +124,64 @@ impl Launcher {
     pub async fn clean_up(&self, dir: &Path, seat: Option<&Seat>) -> Result<(), KillError> {
         let Some(seat) = seat else {
             return match self {
-                Self::Real => qemu::kill_in(dir).await,
+                Self::Real => kill_in(dir).await,
                 #[cfg(feature = "fake")]
                 Self::Fake(host) => host.kill_in(dir),
             };
         };
         match self.adopt(seat).await.map_err(KillError::Look)? {
             Adopted::Alive(vmm) => vmm.kill().await,
-            Adopted::Gone => qemu::remove_sockets(dir),
+            Adopted::Gone => remove_sockets(dir),
+        }
+    }
+}
+
+impl Started {
+    /// Waits until the VMM takes what is in `from`. Disks and saved files are in place by now.
+    ///
+    /// # Errors
+    /// A file is missing, or is not as long as it must be; the VMM ends. No process and no socket
+    /// is left then.
+    pub async fn ready(self, from: &SavedState) -> Result<Ready, LaunchError> {
+        match self.0 {
+            Begun::Firecracker(started) => {
+                Ok(Ready(Waiting::Firecracker(Box::new(firecracker::prepare(started, from).await?))))
+            }
+            Begun::Qemu(spec) => Ok(Ready(Waiting::Qemu(Box::new(qemu::prepare(&spec, from).await?)))),
+            #[cfg(feature = "fake")]
+            Begun::Fake(host, spec) => Ok(Ready(Waiting::Fake(host, spec, from.clone()))),
+        }
+    }
+}
+
+impl Ready {
+    /// How its control socket came to answer; `None` where it was there before the process.
+    #[must_use]
+    pub fn socket_wait(&self) -> Option<&SocketWait> {
+        match &self.0 {
+            Waiting::Firecracker(loading) => Some(loading.wait()),
+            Waiting::Qemu(_) => None,
+            #[cfg(feature = "fake")]
+            Waiting::Fake(..) => None,
+        }
+    }
+
+    /// Loads the saved guest as planned. Its memory file is mapped and never written, so any number
+    /// of VMMs can load the same one. A VMM that cannot resume inside a load answers
+    /// [`Loaded::Paused`] to [`LoadPlan::ResumeOnLoad`] too.
+    ///
+    /// # Errors
+    /// The state was saved for another machine, or is damaged; the VMM ends or refuses. No process
+    /// and no socket is left then.
+    pub async fn load(self, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
+        match self.0 {
+            Waiting::Firecracker(loading) => Ok(match loading.load(plan).await? {
+                firecracker::Loaded::Resumed(vmm) => Loaded::Resumed(Vmm::Firecracker(vmm)),
+                firecracker::Loaded::Paused(vmm) => Loaded::Paused(Vmm::Firecracker(vmm)),
+            }),
+            Waiting::Qemu(loading) => Ok(Loaded::Paused(Vmm::Qemu(loading.load().await?))),
+            #[cfg(feature = "fake")]
+            Waiting::Fake(host, spec, from) => host.load(&spec, &from, plan),
         }
     }
 }

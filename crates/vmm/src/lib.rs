@@ -7,11 +7,16 @@
 //! Not here: disks and memory files are made, cloned, published and deleted by others; nothing
 //! here knows what the guest says on its channel; nothing decides, records or retries.
 
+mod answer;
+mod ending;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod fault;
+mod file;
+mod firecracker;
 mod kvm;
 mod launcher;
+mod probe;
 mod process;
 mod qemu;
 mod socket;
@@ -21,13 +26,16 @@ mod usage;
 mod vmm;
 
 pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
+pub use firecracker::probe::{KvmTrust, probe as probe_firecracker};
 pub use kvm::{accel, evidence};
-pub use launcher::Launcher;
+pub use launcher::{Launcher, Ready, Started};
+pub use probe::BackendProbe;
 pub use process::{Ended, Exit};
-pub use qemu::probe::{BackendProbe, probe};
+pub use qemu::probe::probe as probe_qemu;
 pub use spec::{
-    AGENT_SOCKET, LaunchSpec, MEMORY, Machine, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG,
-    SOCKETS, SavedState, Seat, StateFormat, VMM_LOG, device_set,
+    AGENT_SOCKET, API_SOCKET, LaunchSpec, MEMORY, MEMORY_BASE, Machine, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram,
+    RunState, SERIAL_LOG, SOCKETS, SaveMemory, Saved, SavedState, Seat, SocketWait, StateFormat, VMM_ERRORS, VMM_LOG,
+    VSOCK_SOCKET, device_set,
 };
 pub use usage::{Usage, resource_usage};
 pub use vmm::{Adopted, Loaded, Vmm};

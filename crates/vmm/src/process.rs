@@ -18,8 +18,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::spec::VMM_LOG;
+use crate::spec::{VMM_ERRORS, VMM_LOG};
 use crate::sys;
+
+/// What tells our VMMs from other programs: QEMU's `-name`, Firecracker's `--id`.
+pub(crate) const NAME: &str = "hearth";
 
 /// A killed process leaves at once, unless the kernel is stuck in I/O for it.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,8 +71,12 @@ pub(crate) struct Program {
     pub path: PathBuf,
     /// What follows the program's name.
     pub args: Vec<OsString>,
-    /// Its working directory; output goes to [`VMM_LOG`] in it.
+    /// Its working directory.
     pub dir: PathBuf,
+    /// Where its output goes.
+    pub stdout: File,
+    /// Where its complaints go.
+    pub stderr: File,
     /// Its descriptors 3, 4, …
     pub fds: Vec<OwnedFd>,
 }
@@ -84,9 +91,11 @@ pub(crate) struct Process {
 }
 
 /// Starts the program. On return it is at most a moment before `exec`.
-pub(crate) fn start(program: Program, log: File) -> io::Result<Process> {
+pub(crate) fn start(program: Program) -> io::Result<Process> {
     let null = File::open("/dev/null")?;
-    let wanted = [null.as_fd(), log.as_fd(), log.as_fd()].into_iter().chain(program.fds.iter().map(AsFd::as_fd));
+    let wanted = [null.as_fd(), program.stdout.as_fd(), program.stderr.as_fd()]
+        .into_iter()
+        .chain(program.fds.iter().map(AsFd::as_fd));
     let floor = 3 + i32::try_from(program.fds.len()).unwrap_or(i32::MAX);
     let fds: Vec<OwnedFd> = wanted.map(|fd| sys::above(fd, floor)).collect::<io::Result<_>>()?;
 
@@ -182,7 +191,7 @@ fn watch_end(pid: u32, start_ticks: u64, pidfd: OwnedFd, dir: PathBuf) -> io::Re
             Ok(_) => reap(&ready),
             Err(_) => Ended::Unknown,
         };
-        let log_tail = tail(&dir.join(VMM_LOG));
+        let log_tail = last_words(&dir);
         tracing::debug!(pid, %ended, "VMM process ended");
         let _ = tell.send(Some(Exit { ended, log_tail }));
     });
@@ -250,6 +259,12 @@ fn raw_pid(pid: u32) -> io::Result<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
+/// What a VMM said last: in its log or, if it never came to have one, before.
+fn last_words(dir: &Path) -> String {
+    let log = tail(&dir.join(VMM_LOG));
+    if log.is_empty() { tail(&dir.join(VMM_ERRORS)) } else { log }
+}
+
 /// The last lines of a log, on one line.
 fn tail(path: &Path) -> String {
     const BYTES: i64 = 2048;
@@ -268,8 +283,8 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("; ")
 }
 
-/// The processes with that working directory that were started with `-name NAME`, and when.
-pub(crate) fn with_cwd(dir: &Path, name: &str) -> io::Result<Vec<(u32, u64)>> {
+/// The processes with that working directory that were started as our VMMs are, and when.
+pub(crate) fn with_cwd(dir: &Path) -> io::Result<Vec<(u32, u64)>> {
     let Ok(dir) = dir.canonicalize() else {
         // A directory that is not there is nobody's.
         return Ok(Vec::new());
@@ -286,7 +301,8 @@ pub(crate) fn with_cwd(dir: &Path, name: &str) -> io::Result<Vec<(u32, u64)>> {
         // Someone's shell may stand in the directory too.
         let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let args: Vec<&[u8]> = args.split(|byte| *byte == 0).collect();
-        if args.windows(2).any(|pair| pair == [b"-name", name.as_bytes()])
+        let ours = |pair: &[&[u8]]| (pair[0] == b"-name" || pair[0] == b"--id") && pair[1] == NAME.as_bytes();
+        if args.windows(2).any(ours)
             && let Some(stat) = stat(pid)?
         {
             found.push((pid, stat.start_ticks));

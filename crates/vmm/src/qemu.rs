@@ -6,8 +6,8 @@
 //! private pages of its mapping. The device state is saved without RAM (`snapshot.rs`).
 
 mod changes;
-pub(crate) mod control;
-pub(crate) mod launch;
+mod control;
+mod launch;
 mod load;
 mod pages;
 pub(crate) mod probe;
@@ -19,11 +19,13 @@ use std::sync::Arc;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
+use crate::ending::{end, remove_sockets};
 use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
-use crate::process::{self, Exit, KillProblem, Process};
+use crate::process::{self, Exit, Process};
 use crate::socket;
-use crate::spec::{AGENT_SOCKET, LaunchSpec, PageCount, Ram, RunState, SOCKETS, SavedState, Seat, StateFormat};
+use crate::spec::{AGENT_SOCKET, LaunchSpec, PageCount, Ram, RunState, SaveMemory, Saved, Seat};
 use control::Qmp;
+pub(crate) use load::{Loading, prepare};
 
 /// A handle on one QEMU process. A clone is another handle on the same one.
 #[derive(Debug, Clone)]
@@ -43,29 +45,11 @@ pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Qemu, LaunchError> {
     Ok(Qemu::new(started.process, started.seat, None))
 }
 
-pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Qemu, LaunchError> {
-    let started = load::load(spec, from).await?;
-    Ok(Qemu::new(started.process, started.seat, Some(started.qmp)))
-}
-
 /// `None`: looked, and it is not there.
 pub(crate) fn adopt(seat: &Seat) -> Result<Option<Qemu>, AdoptError> {
     let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir)
         .map_err(|source| AdoptError::Look { pid: seat.pid, source })?;
     Ok(found.map(|process| Qemu::new(process, seat.clone(), None)))
-}
-
-/// Ends the VMM whose working directory this is, though nobody recorded its seat.
-pub(crate) async fn kill_in(dir: &Path) -> Result<(), KillError> {
-    let look = |source| KillError::Look(AdoptError::Look { pid: 0, source });
-    let boot = process::boot_id().map_err(look)?;
-    for (pid, start_ticks) in process::with_cwd(dir, launch::NAME).map_err(look)? {
-        let look = |source| KillError::Look(AdoptError::Look { pid, source });
-        if let Some(process) = process::find(pid, start_ticks, &boot, dir).map_err(look)? {
-            end(&process).await?;
-        }
-    }
-    remove_sockets(dir)
 }
 
 impl Qemu {
@@ -97,23 +81,28 @@ impl Qemu {
         self.qmp(held.take()).await?.run_state(&self.0.process).await
     }
 
-    pub(crate) async fn save_state(&self, vmstate: &Path) -> Result<StateFormat, ControlError> {
-        let mut held = self.0.control.lock().await;
-        let mut qmp = self.qmp(held.take()).await?;
-        snapshot::save(&mut qmp, &self.0.process, &self.absolute(vmstate)).await
-    }
-
-    pub(crate) async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
+    pub(crate) async fn save(&self, vmstate: &Path, memory: SaveMemory<'_>) -> Result<Saved, ControlError> {
         // Held until the pages are written: no resume by another handle's clone in between.
         let mut held = self.0.control.lock().await;
         let mut qmp = self.qmp(held.take()).await?;
-        if qmp.run_state(&self.0.process).await? == RunState::Running {
-            return Err(ControlError::NotPaused { action: "write the guest's pages" });
-        }
+        let format = snapshot::save(&mut qmp, &self.0.process, &self.absolute(vmstate)).await?;
+        let pages = match memory {
+            SaveMemory::Leave => None,
+            SaveMemory::Onto(onto) => Some(self.write_pages(onto).await?),
+            SaveMemory::Into(path) => {
+                let answer =
+                    format!("a guest whose memory is {:?} is saved onto a copy, not into {path:?}", self.0.seat.ram);
+                return Err(ControlError::Refused { command: "save the guest", answer });
+            }
+        };
+        Ok(Saved { format, pages })
+    }
+
+    async fn write_pages(&self, onto: &Path) -> Result<PageCount, ControlError> {
         let (seat, onto) = (self.0.seat.clone(), self.absolute(onto));
         let write = move || match seat.ram {
             Ram::Shared => changes::write_onto(&seat, &onto),
-            Ram::Private => pages::write_onto(&seat, &onto),
+            Ram::Private | Ram::Anonymous | Ram::Tracked => pages::write_onto(&seat, &onto),
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(written) => written,
@@ -147,19 +136,4 @@ impl Qemu {
     fn absolute(&self, path: &Path) -> PathBuf {
         self.0.seat.dir.join(path)
     }
-}
-
-async fn end(process: &Process) -> Result<(), KillError> {
-    let pid = process.pid;
-    process.kill().await.map_err(|problem| match problem {
-        KillProblem::Signal(source) => KillError::Signal { pid, source },
-        KillProblem::Lingers(after) => KillError::Lingers { pid, after },
-    })
-}
-
-pub(crate) fn remove_sockets(dir: &Path) -> Result<(), KillError> {
-    for path in SOCKETS.map(|name| dir.join(name)) {
-        socket::remove(&path).map_err(|source| KillError::Socket { path, source })?;
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Neutral between backends: a field that only one of them reads belongs into its own folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hearth_model::{Accel, Backend, MemMib};
 
@@ -10,18 +10,28 @@ use hearth_model::{Accel, Backend, MemMib};
 pub const ROOTFS: &str = "disks/rootfs";
 /// The writable layer: a raw disk. Made by the caller.
 pub const OVERLAY: &str = "disks/overlay.img";
-/// Guest RAM of a booted instance, made by [`crate::Launcher::boot`]: sparse, as large as the memory.
+/// Guest RAM of a booted QEMU instance, made by [`crate::Launcher::boot`]: sparse, as large as the
+/// memory.
 pub const MEMORY: &str = "memory";
+/// What a loaded instance's memory is a private mapping of, and what the next snapshot's memory is
+/// written onto a copy of. Made by the caller; see [`Ram::Tracked`].
+pub const MEMORY_BASE: &str = "memory.base";
 /// What the guest writes to its first serial port; appended to, so that it goes on after a load.
 pub const SERIAL_LOG: &str = "serial.log";
 /// What the VMM itself has to say; begins anew with every launch.
 pub const VMM_LOG: &str = "vmm.log";
-/// The control socket.
+/// What Firecracker's process has to say before it has a log; begins anew with every launch.
+pub const VMM_ERRORS: &str = "vmm.err";
+/// QEMU's control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
-/// The host end of the guest's port `hearth.agent`.
+/// The host end of the guest's port `hearth.agent` under QEMU.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// Firecracker's control socket.
+pub const API_SOCKET: &str = "api.sock";
+/// The host end of the guest's vsock device under Firecracker.
+pub const VSOCK_SOCKET: &str = "vsock.sock";
 /// Every socket that a VMM may leave in its directory.
-pub const SOCKETS: [&str; 2] = [QMP_SOCKET, AGENT_SOCKET];
+pub const SOCKETS: [&str; 4] = [QMP_SOCKET, AGENT_SOCKET, API_SOCKET, VSOCK_SOCKET];
 
 /// The machine a guest sees, and what it boots.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,8 +46,8 @@ pub struct Machine {
     pub memory: MemMib,
     /// The kernel: a bzImage, or the ELF inside it (boots faster). Read by a boot only.
     pub kernel: PathBuf,
-    /// The initrd. Read by a boot only.
-    pub initrd: PathBuf,
+    /// The initrd; a kernel that finds its own way has none. Read by a boot only.
+    pub initrd: Option<PathBuf>,
     /// Whether there is a network card.
     pub network: bool,
 }
@@ -49,8 +59,11 @@ pub struct LaunchSpec {
     pub dir: PathBuf,
     /// The machine. For a load: the one that was saved.
     pub machine: Machine,
-    /// QEMU's program: a path, or a name that is looked up in `PATH`.
-    pub qemu: PathBuf,
+    /// The VMM's program: a path, or a name that is looked up in `PATH`.
+    pub program: PathBuf,
+    /// Whether snapshots of what is loaded are to hold only what it changed (see [`Ram::Tracked`]).
+    /// It costs the guest a fault for each page that it writes first.
+    pub track_dirty_pages: bool,
 }
 
 /// How a saved device state is written.
@@ -59,6 +72,9 @@ pub enum StateFormat {
     /// QEMU's device state alone, without RAM and without the configuration section.
     #[serde(rename = "qemu-devices-1")]
     QemuDevices,
+    /// Firecracker's state file. What it is in detail depends on Firecracker's version.
+    #[serde(rename = "firecracker-1")]
+    Firecracker,
 }
 
 /// A guest at rest: device state and memory.
@@ -67,11 +83,11 @@ pub enum StateFormat {
 /// opened during the load and not needed by name afterwards; neither is ever written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedState {
-    /// What [`crate::Vmm::save_state`] wrote.
+    /// What [`crate::Vmm::save`] wrote.
     pub vmstate: PathBuf,
     /// The guest's RAM at that moment, as long as the machine's memory.
     pub memory: PathBuf,
-    /// What [`crate::Vmm::save_state`] returned.
+    /// What [`crate::Vmm::save`] returned.
     pub format: StateFormat,
 }
 
@@ -83,6 +99,11 @@ pub enum Ram {
     Shared,
     /// In a snapshot's memory file, which is never written, with the guest's own pages over it.
     Private,
+    /// In the VMM alone, which can tell the pages that were ever touched.
+    Anonymous,
+    /// In the VMM alone, which tracks the pages that were written since the file [`MEMORY_BASE`] was
+    /// loaded or saved. Where there is no such file, nobody knows since when it tracks them.
+    Tracked,
 }
 
 /// Whether vCPUs run.
@@ -94,7 +115,52 @@ pub enum RunState {
     Paused,
 }
 
-/// What [`crate::Vmm::update_memory`] wrote. A page is 4 KiB.
+/// How the memory of a paused guest gets into a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaveMemory<'a> {
+    /// It is in a file of its own already ([`Ram::Shared`]).
+    Leave,
+    /// What differs is written onto this file: a copy, made by the caller, of what it is mapped
+    /// from. With shared memory of [`MEMORY`], at any moment, while the guest ran; with private or
+    /// tracked memory of [`MEMORY_BASE`].
+    Onto(&'a Path),
+    /// All of it is written into this file, which is not there yet.
+    Into(&'a Path),
+}
+
+/// What was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// What the device state is.
+    pub format: StateFormat,
+    /// The pages written, where the VMM was not the one who wrote them.
+    pub pages: Option<PageCount>,
+}
+
+/// How a VMM's control socket came to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketWait {
+    /// It answered at the first try.
+    Immediate,
+    /// The file system told when it was there.
+    Inotify,
+    /// It was tried again and again, because of this.
+    Polling(String),
+}
+
+impl SocketWait {
+    /// The name in timelines and metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Immediate => "immediate",
+            Self::Inotify => "inotify",
+            Self::Polling(_) => "polling",
+        }
+    }
+}
+
+/// What was written onto a copy of the memory. A page is 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PageCount {
     /// Pages that the guest changed.
@@ -118,7 +184,7 @@ pub struct Seat {
     pub backend: Backend,
     /// Where its guest's memory is.
     pub ram: Ram,
-    /// The inode of the file that guest RAM is mapped from.
+    /// The inode of the file that guest RAM is mapped from; 0 where there is none.
     pub memory_inode: u64,
     /// How much guest RAM there is.
     pub memory: MemMib,
@@ -130,5 +196,6 @@ pub struct Seat {
 pub fn device_set(machine: &Machine) -> String {
     let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network } = machine;
     let net = if *network { "+net" } else { "" };
-    format!("{backend}-1/{}/{vcpus}cpu/{}MiB/serial+rootfs+overlay+agent+rng{net}", accel.as_str(), memory.mib())
+    let channel = if *backend == Backend::Firecracker { "vsock" } else { "agent" };
+    format!("{backend}-1/{}/{vcpus}cpu/{}MiB/serial+rootfs+overlay+{channel}+rng{net}", accel.as_str(), memory.mib())
 }

@@ -8,9 +8,10 @@ use tokio::net::UnixStream;
 #[cfg(feature = "fake")]
 use crate::fake::Fake;
 use crate::fault::{ControlError, KillError};
+use crate::firecracker::Firecracker;
 use crate::process::Exit;
 use crate::qemu::Qemu;
-use crate::spec::{PageCount, Ram, RunState, Seat, StateFormat};
+use crate::spec::{Ram, RunState, SaveMemory, Saved, Seat};
 
 /// A handle on a VMM. A clone is another handle on the same one; dropping them all does not end it.
 ///
@@ -18,6 +19,8 @@ use crate::spec::{PageCount, Ram, RunState, Seat, StateFormat};
 /// future that is dropped before its end may have taken effect.
 #[derive(Debug, Clone)]
 pub enum Vmm {
+    /// A Firecracker process.
+    Firecracker(Firecracker),
     /// A QEMU process.
     Qemu(Qemu),
     /// A test's double.
@@ -47,6 +50,7 @@ pub enum Adopted {
 macro_rules! each {
     ($self:expr, $vmm:ident => $call:expr) => {
         match $self {
+            Vmm::Firecracker($vmm) => $call,
             Vmm::Qemu($vmm) => $call,
             #[cfg(feature = "fake")]
             Vmm::Fake($vmm) => $call,
@@ -91,31 +95,27 @@ impl Vmm {
         each!(self, vmm => vmm.run_state().await)
     }
 
-    /// Writes the device state of the paused guest to `vmstate` (absolute, or relative to its
-    /// directory), over what is there. Together with its memory this is a [`crate::SavedState`]:
-    /// the file [`crate::MEMORY`] while the guest is paused when [`Self::ram`] is shared, or what
-    /// [`Self::update_memory`] makes.
+    /// Saves the paused guest: its device state to `vmstate`, over what is there, and its memory as
+    /// `memory` says. Paths are absolute, or relative to its directory. Together they are a
+    /// [`crate::SavedState`]; which memory file belongs to it, [`Ram`] says.
     ///
     /// # Errors
-    /// The guest runs; the file cannot be written; as [`Self::resume`].
-    pub async fn save_state(&self, vmstate: &Path) -> Result<StateFormat, ControlError> {
-        each!(self, vmm => vmm.save_state(vmstate).await)
+    /// The guest runs; a file cannot be written or has another length; the kernel denies reading
+    /// the VMM's memory; `memory` is not for a guest with such [`Ram`]; as [`Self::resume`].
+    pub async fn save(&self, vmstate: &Path, memory: SaveMemory<'_>) -> Result<Saved, ControlError> {
+        each!(self, vmm => vmm.save(vmstate, memory).await)
     }
 
-    /// Makes `onto` (absolute, or relative to its directory) what the paused guest's memory is, by
-    /// writing the pages that differ. `onto` is a copy, made by the caller, of the file that its
-    /// memory is mapped from: with shared memory of [`crate::MEMORY`], at any moment, while the
-    /// guest ran; with private memory of what it was loaded from.
-    ///
-    /// # Errors
-    /// The guest runs; `onto` cannot be written or has another length; the kernel denies reading
-    /// the VMM's memory.
-    pub async fn update_memory(&self, onto: &Path) -> Result<PageCount, ControlError> {
-        each!(self, vmm => vmm.update_memory(onto).await)
+    /// Whether connections to the guest end when it is saved: Firecracker resets the vsock device,
+    /// so that what is loaded begins without any.
+    #[must_use]
+    pub fn save_cuts_off_the_guest(&self) -> bool {
+        self.seat().backend == hearth_model::Backend::Firecracker
     }
 
-    /// Connects to the guest's agent. One connection at a time: a second one waits in silence until
-    /// the first is closed. The connection succeeds whether or not the guest listens yet.
+    /// Connects to the guest's agent. Under QEMU there is one connection at a time: a second one waits
+    /// in silence until the first is closed, and it succeeds whether or not the guest listens yet.
+    /// Under Firecracker it waits until the guest listens.
     ///
     /// # Errors
     /// The VMM has ended, or its socket is gone.

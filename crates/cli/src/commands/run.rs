@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     /// Its name, and its hostname [default: made of the image's name]
     #[arg(long)]
     name: Option<String>,
-    /// What runs it: qemu-microvm, qemu [default: the daemon's]
+    /// What runs it: firecracker, qemu-microvm, qemu [default: the daemon's]
     #[arg(long)]
     hypervisor: Option<String>,
     /// Its memory, as in 512MB or 2GB [default: the daemon's]
@@ -54,6 +54,9 @@ pub(crate) struct Arguments {
     /// Give it no network device
     #[arg(long)]
     no_network: bool,
+    /// Its image is a guest that does not run the agent: no exec, no cp, and it runs when its vCPUs do
+    #[arg(long)]
+    no_agent: bool,
     /// Show its output until its program ends, remove it, and exit as the program did
     #[arg(long)]
     rm: bool,
@@ -107,6 +110,7 @@ fn request(arguments: Arguments) -> CreateInstance {
         hypervisor: arguments.hypervisor,
         network: arguments.no_network.then_some(NetworkRequest { enabled: Some(false) }),
         overlay_size: arguments.overlay_size,
+        skip_guest_agent: arguments.no_agent.then_some(true),
         size: arguments.size,
         tags: (!arguments.tags.is_empty()).then(|| arguments.tags.into_iter().collect()),
         vcpus: arguments.vcpus,

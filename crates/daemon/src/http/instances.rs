@@ -24,7 +24,7 @@ use crate::images::parse_ref;
 use crate::serve::App;
 
 /// Hypeman's runtimes that this build does not have.
-const OTHER_RUNTIMES: [&str; 3] = ["cloud-hypervisor", "firecracker", "vz"];
+const OTHER_RUNTIMES: [&str; 2] = ["cloud-hypervisor", "vz"];
 
 /// All instances
 #[utoipa::path(get, path = "/instances", tag = "instances", operation_id = "listInstances",
@@ -163,9 +163,10 @@ fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Res
             .hinted("say what to run with \"cmd\" or \"entrypoint\"")
             .about("image", image.name.as_str())
     })?;
+    let backend = backend(defaults, request.hypervisor.as_deref())?;
     Ok(InstanceSpec {
         name,
-        backend: backend(defaults, request.hypervisor.as_deref())?,
+        backend,
         memory: match given(request.size.as_deref()) {
             Some(text) => MemMib::from_size(parse_field("size", text)?)
                 .map_err(|error| Failure::invalid(format!("field \"size\": {error}")))?,
@@ -182,12 +183,25 @@ fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Res
             Some(text) => overlay(text)?,
             None => defaults.overlay,
         },
-        network: request.network.and_then(|network| network.enabled).unwrap_or(true),
+        network: network(backend, request.network.and_then(|network| network.enabled))?,
+        agent: !request.skip_guest_agent.unwrap_or(false),
         tags: request.tags.unwrap_or_default(),
         env,
         program,
         image: image.name,
     })
+}
+
+/// QEMU brings a network of its own; Firecracker takes a tap, and there is none yet.
+fn network(backend: Backend, wanted: Option<bool>) -> Result<bool, Failure> {
+    match backend {
+        Backend::QemuMicrovm | Backend::Qemu => Ok(wanted.unwrap_or(true)),
+        Backend::Firecracker if wanted == Some(true) => Err(Failure::unsupported(
+            "a network under firecracker is not there yet",
+            "leave out \"network\", or use hypervisor qemu-microvm",
+        )),
+        Backend::Firecracker => Ok(false),
+    }
 }
 
 fn given(text: Option<&str>) -> Option<&str> {
@@ -267,7 +281,7 @@ mod tests {
             ("overlay_size", ErrorKind::Invalid, |r| r.overlay_size = Some("1KB".into())),
             ("vcpus", ErrorKind::Invalid, |r| r.vcpus = Some(0)),
             ("vcpus", ErrorKind::Invalid, |r| r.vcpus = Some(300)),
-            ("hypervisor", ErrorKind::Unsupported, |r| r.hypervisor = Some("firecracker".into())),
+            ("hypervisor", ErrorKind::Unsupported, |r| r.hypervisor = Some("cloud-hypervisor".into())),
             ("hypervisor", ErrorKind::Invalid, |r| r.hypervisor = Some("bochs".into())),
             ("A=B", ErrorKind::Invalid, |r| r.env = Some([("A=B".to_owned(), String::new())].into())),
             ("names no command", ErrorKind::Invalid, |r| r.entrypoint = Some(Vec::new())),

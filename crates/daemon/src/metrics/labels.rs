@@ -1,6 +1,6 @@
 //! What series are told apart by: closed sets, and the labels made of them.
 
-use hearth_model::{Backend, Op};
+use hearth_model::{Backend, LoadPlan, Op};
 use prometheus_client::encoding::EncodeLabelSet;
 
 /// How a guest is brought from a bundle to running.
@@ -12,6 +12,16 @@ pub(crate) enum Plan {
     LoadResume,
     /// Loaded, pointed at its own drives, then resumed: what a bundle with foreign paths needs.
     LoadPatchResume,
+}
+
+impl From<&LoadPlan> for Plan {
+    fn from(plan: &LoadPlan) -> Self {
+        match plan {
+            LoadPlan::ResumeOnLoad => Self::ResumeOnLoad,
+            LoadPlan::LoadResume => Self::LoadResume,
+            LoadPlan::LoadPatchResume(_) => Self::LoadPatchResume,
+        }
+    }
 }
 
 impl Plan {
@@ -39,6 +49,16 @@ pub(crate) enum SocketWait {
     VmmDied,
     /// It was not there in time.
     Deadline,
+}
+
+impl From<&hearth_vmm::SocketWait> for SocketWait {
+    fn from(wait: &hearth_vmm::SocketWait) -> Self {
+        match wait {
+            hearth_vmm::SocketWait::Immediate => Self::Immediate,
+            hearth_vmm::SocketWait::Inotify => Self::Inotify,
+            hearth_vmm::SocketWait::Polling(_) => Self::Polling,
+        }
+    }
 }
 
 impl SocketWait {

@@ -2,28 +2,40 @@
 //!
 //! Everything the guest can see is in its own directory, by its own links and clones, before the
 //! VMM loads: so it may resume inside the load. It counts as running only when its agent has
-//! acknowledged who it is now.
+//! acknowledged who it is now; one without an agent, when it runs.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use hearth_model::Backend;
 use hearth_snapshot::Bundle;
-use hearth_vmm::{Loaded, SavedState};
+use hearth_vmm::{ControlError, LaunchError, Loaded, Ready, SavedState, SocketWait, Started};
 
 use super::{Born, Live, Subject, files};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
-use crate::metrics::Plan;
+use crate::metrics::{self, Plan};
 use crate::run::{Run, blocking};
 use crate::{agents, host};
+
+/// Starts the VMM before anything else is done, so that it comes up meanwhile. Whoever calls goes on
+/// with [`bring_back`].
+pub(super) async fn start(host: &Arc<Host>, subject: &Subject, run: &mut Run) -> Result<Started, OpError> {
+    run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
+    run.step("start vmm", host.start(&subject.dir, &subject.record.spec)).await
+}
 
 /// Loads `bundle` in the subject's directory, whose disks are in place.
 pub(super) async fn bring_back(
     host: &Arc<Host>,
     subject: &mut Subject,
     bundle: &Bundle,
+    started: Started,
     run: &mut Run,
 ) -> Result<Born, OpError> {
-    let counted = host.metrics.restore(subject.record.spec.backend, Plan::LoadResume);
+    let backend = subject.record.spec.backend;
+    let plan = host.load_plan(backend);
+    let counted = host.metrics.restore(backend, Plan::from(&plan));
     let dir = subject.dir.clone();
     let links = [dir.memory_base(), dir.vmstate()];
     run.undo("memory links", {
@@ -35,8 +47,17 @@ pub(super) async fn bring_back(
 
     let from =
         SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: super::bundle::state_format(bundle)? };
+    // Said once more: what runs is ended before its files are taken away.
     run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
-    let loaded = run.step("load snapshot", host.load(&dir, &subject.record.spec, &from)).await?;
+    let ready = run.step("await vmm", metered(host, backend, started.ready(&from))).await?;
+    if let Some(wait) = ready.socket_wait() {
+        run.note(match wait {
+            SocketWait::Polling(why) => format!("{} ({why})", wait.as_str()),
+            SocketWait::Immediate | SocketWait::Inotify => wait.as_str().to_owned(),
+        });
+    }
+    let loaded = run.step("load snapshot", async { ready.load(&plan).await.map_err(OpError::from) }).await?;
+    run.note(plan.as_str());
     counted.loaded(matches!(loaded, Loaded::Resumed(_)));
     let vmm = match loaded {
         Loaded::Resumed(vmm) => {
@@ -51,16 +72,42 @@ pub(super) async fn bring_back(
     let vmm = Arc::new(vmm);
     subject.record.seat = host::seat_value(&vmm);
 
-    let within = host.config.timeouts.agent();
-    let (agent, events) = run.step("reach agent", agents::meet(&vmm, within)).await?;
     subject.record.generation += 1;
-    let identity = agents::identity(&subject.record);
-    // Only now is it somebody: until here the guest believes that it is its source.
-    let refreshed = run.step("refresh identity", agents::refresh(&agent, &identity, within)).await;
-    refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
+    let (mut agent, mut events) = (None, None);
+    if subject.record.spec.agent {
+        let within = host.config.timeouts.agent();
+        let (met, heard) = run.step("reach agent", agents::meet(&vmm, within)).await?;
+        let identity = agents::identity(&subject.record);
+        // Only now is it somebody: until here the guest believes that it is its source.
+        let refreshed = run.step("refresh identity", agents::refresh(&met, &identity, within)).await;
+        refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
+        (agent, events) = (Some(met), Some(heard));
+    }
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;
     counted.done();
-    Ok(Born { live: Live { vmm, agent: Some(agent) }, events })
+    Ok(Born { live: Live { vmm, agent }, events })
+}
+
+/// Waits for a VMM, and counts how its socket came to answer.
+async fn metered(
+    host: &Host,
+    backend: Backend,
+    waiting: impl Future<Output = Result<Ready, LaunchError>>,
+) -> Result<Ready, OpError> {
+    let began = Instant::now();
+    let waited = waiting.await;
+    let end = match &waited {
+        Ok(ready) => ready.socket_wait().map(metrics::SocketWait::from),
+        Err(LaunchError::Died { .. }) if backend == Backend::Firecracker => Some(metrics::SocketWait::VmmDied),
+        Err(LaunchError::Control(ControlError::Silent { .. })) if backend == Backend::Firecracker => {
+            Some(metrics::SocketWait::Deadline)
+        }
+        Err(_) => None,
+    };
+    if let Some(end) = end {
+        host.metrics.socket_waited(end, began.elapsed());
+    }
+    waited.map_err(OpError::from)
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use hearth_model::{ErrorKind, InstanceName, SnapshotId};
 use hearth_snapshot::{Bundle, BundleKind, Draft, Manifest};
 use hearth_store::{SnapshotKind, SnapshotRecord};
-use hearth_vmm::{Ram, StateFormat, Vmm};
+use hearth_vmm::{Ram, SaveMemory, StateFormat, Vmm};
 
-use super::{Subject, files};
+use super::{Born, Live, Subject, files};
 use crate::agents;
 use crate::clock::now_ms;
 use crate::error::OpError;
@@ -73,6 +73,14 @@ fn format_name(format: StateFormat) -> String {
     }
 }
 
+/// A running instance, saved.
+#[derive(Debug)]
+pub(super) struct SavedLive {
+    pub(super) record: SnapshotRecord,
+    /// The way to the guest of a VMM that cut the old one off, where it goes on.
+    pub(super) reached_anew: Option<Born>,
+}
+
 /// Saves a running instance.
 pub(super) async fn save(
     host: &Arc<Host>,
@@ -80,49 +88,74 @@ pub(super) async fn save(
     purpose: Use,
     then: Then,
     run: &mut Run,
-) -> Result<SnapshotRecord, OpError> {
+) -> Result<SavedLive, OpError> {
     let live = subject.live()?;
     let vmm = live.vmm;
     let dir = subject.dir.clone();
     let draft = begin(host, run).await?;
+    let memory = draft.path(hearth_snapshot::MEMORY);
 
     // Copied before the pause: a base never changes, and of what a booted guest changes meanwhile
     // the difference is written in the pause. A booted guest that ends gives its file away.
     let copied = match (vmm.ram(), then) {
         (Ram::Private, _) => Some(dir.memory_base()),
+        (Ram::Tracked, _) => Some(dir.memory_base()).filter(|base| base.exists()),
         (Ram::Shared, Then::GoOn) => Some(dir.memory()),
-        (Ram::Shared, Then::End) => None,
+        (Ram::Shared, Then::End) | (Ram::Anonymous, _) => None,
     };
     if let Some(from) = copied.clone() {
-        let to = draft.path(hearth_snapshot::MEMORY);
+        let to = memory.clone();
         let how = run.step("clone memory", blocking(move || hearth_disk::clone_file(&from, &to))).await?;
         run.note(format!("{how:?}"));
     }
 
     run.undo("resume", resume_if_there(Arc::clone(&vmm)));
     run.step("pause", async { vmm.pause().await.map_err(OpError::from) }).await?;
+    if vmm.ram() == Ram::Tracked {
+        // A save that fails may have reset what is tracked. Without a base, the next one saves all.
+        let base = dir.memory_base();
+        run.step("forget base", blocking(move || hearth_disk::remove(&base))).await?;
+    }
     let vmstate = draft.path(hearth_snapshot::VMSTATE);
-    let format = run.step("save devices", async { vmm.save_state(&vmstate).await.map_err(OpError::from) }).await?;
-    let memory = draft.path(hearth_snapshot::MEMORY);
-    if copied.is_some() {
-        let update = async { vmm.update_memory(&memory).await.map_err(OpError::from) };
-        let pages = run.step("write changed pages", update).await?;
+    let how = match (&copied, vmm.ram()) {
+        (Some(_), _) => SaveMemory::Onto(&memory),
+        (None, Ram::Shared) => SaveMemory::Leave,
+        (None, Ram::Private | Ram::Anonymous | Ram::Tracked) => SaveMemory::Into(&memory),
+    };
+    let saved = run.step("save guest", async { vmm.save(&vmstate, how).await.map_err(OpError::from) }).await?;
+    if let Some(pages) = saved.pages {
         run.note(format!("{pages:?}"));
-    } else {
-        run.step("link memory", files::replace_links(vec![(dir.memory(), memory)])).await?;
+    }
+    match vmm.ram() {
+        Ram::Shared if copied.is_none() => {
+            run.step("link memory", files::replace_links(vec![(dir.memory(), memory)])).await?;
+        }
+        // From here on it is tracked what differs from this.
+        Ram::Tracked => run.step("link base", files::replace_links(vec![(memory, dir.memory_base())])).await?,
+        Ram::Shared | Ram::Private | Ram::Anonymous => {}
     }
     disks(subject, &draft, then, run).await?;
+    let mut reached_anew = None;
     if then == Then::GoOn {
         run.step("resume", async { vmm.resume().await.map_err(OpError::from) }).await?;
-        if let Some(agent) = &live.agent {
+        if let Some(agent) = live.agent {
+            let within = host.config.timeouts.agent();
+            let agent = if vmm.save_cuts_off_the_guest() {
+                let (agent, events) = run.step("reach agent", agents::meet(&vmm, within)).await?;
+                let live = Live { vmm: Arc::clone(&vmm), agent: Some(agent.clone()) };
+                reached_anew = Some(Born { live, events: Some(events) });
+                agent
+            } else {
+                agent
+            };
             // The guest's clock stood still.
             let identity = agents::identity(&subject.record);
-            let within = host.config.timeouts.agent();
-            let refreshed = run.step("set clock", agents::refresh(agent, &identity, within)).await;
+            let refreshed = run.step("set clock", agents::refresh(&agent, &identity, within)).await;
             refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         }
     }
-    publish(host, subject, draft, purpose, Some(format), run).await
+    let record = publish(host, subject, draft, purpose, Some(saved.format), run).await?;
+    Ok(SavedLive { record, reached_anew })
 }
 
 /// Saves a stopped instance's disks.

@@ -23,7 +23,7 @@ pub(super) async fn snapshot(
         (InstanceState::Running, SnapshotKind::Standby) => {
             let saved = bundle::save(host, subject, purpose, bundle::Then::GoOn, run).await?;
             run.commit();
-            Ok((Outcome::StillRunning, saved))
+            Ok((saved.reached_anew.map_or(Outcome::StillRunning, Outcome::Running), saved.record))
         }
         (InstanceState::Standby { snapshot }, SnapshotKind::Standby) => {
             let bundle = run.step("open snapshot", bundle::open(host, snapshot)).await?;

@@ -2,7 +2,8 @@
 //!
 //! Nothing is copied that need not be. RAM that the VMM maps shared is a file already: it becomes
 //! the bundle's by a hard link. RAM that it maps privately from a base becomes a clone of the
-//! base with the changed pages written onto it.
+//! base with the changed pages written onto it. RAM that is in the VMM alone is written by the
+//! VMM: what was touched of a booted guest's, what was changed of a loaded one's.
 
 use std::sync::Arc;
 
@@ -29,5 +30,5 @@ pub(super) async fn standby(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     })
     .await;
     subject.record.seat = None;
-    Ok(Outcome::Rests(InstanceState::Standby { snapshot: saved.id }))
+    Ok(Outcome::Rests(InstanceState::Standby { snapshot: saved.record.id }))
 }

@@ -46,6 +46,7 @@ pub fn manifest(number: u8, kind: BundleKind) -> Manifest {
             vcpus: 2,
             overlay: ByteSize::gib(10),
             network: true,
+            agent: true,
             tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
             env: BTreeMap::new(),
             program: Program {

@@ -27,6 +27,7 @@ pub fn spec(name: &str) -> InstanceSpec {
         vcpus: 2,
         overlay: ByteSize::gib(10),
         network: true,
+        agent: true,
         tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
         env: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
         program: Program {

@@ -5,21 +5,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+use crate::answer::watched;
 use crate::fault::ControlError;
 use crate::process::Process;
 use crate::socket;
 use crate::spec::{QMP_SOCKET, RunState};
-
-/// Far above what any command takes, also on a host that swaps.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a VMM that hung up may take to be seen to end.
-const DYING: Duration = Duration::from_secs(2);
 
 /// A connection that has been greeted and negotiated.
 #[derive(Debug)]
@@ -96,27 +91,5 @@ impl Qmp {
         };
         watched(process, command, &self.socket, read).await?;
         serde_json::from_str(&line).map_err(|_| ControlError::Garbled { command, line })
-    }
-}
-
-async fn watched<T>(
-    process: &Process,
-    command: &'static str,
-    socket: &Path,
-    work: impl Future<Output = io::Result<T>>,
-) -> Result<T, ControlError> {
-    let gone = |exit| ControlError::Gone { command, exit: Box::new(exit) };
-    tokio::select! {
-        biased;
-        done = work => match done {
-            Ok(done) => Ok(done),
-            // It hung up: most likely it is dying, and its log says why.
-            Err(source) => match tokio::time::timeout(DYING, process.exited()).await {
-                Ok(exit) => Err(gone(exit)),
-                Err(_) => Err(ControlError::Unreachable { socket: socket.to_owned(), source }),
-            },
-        },
-        exit = process.exited() => Err(gone(exit)),
-        () = tokio::time::sleep(DEADLINE) => Err(ControlError::Silent { command, after: DEADLINE }),
     }
 }

@@ -17,15 +17,14 @@ use std::time::{Duration, Instant};
 use hearth_model::{Accel, Backend};
 
 use super::control::Qmp;
-use crate::fault::{ControlError, LaunchError};
+use crate::ending::{give_up, remove_sockets};
+use crate::fault::LaunchError;
+use crate::file::open;
 use crate::process::{self, Process, Program};
 use crate::spec::{
     AGENT_SOCKET, LaunchSpec, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, Ram, SERIAL_LOG, Seat, VMM_LOG,
 };
 use crate::{socket, sys};
-
-/// The guest's name in QEMU's arguments: what tells our VMMs from other programs.
-pub(crate) const NAME: &str = "hearth";
 
 const QMP_FD: u32 = 3;
 const AGENT_FD: u32 = 4;
@@ -53,7 +52,9 @@ pub(crate) enum Begin {
 /// Boots: vCPUs run when it returns.
 pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Started, LaunchError> {
     open("kernel", &spec.machine.kernel)?;
-    open("initrd", &spec.machine.initrd)?;
+    if let Some(initrd) = &spec.machine.initrd {
+        open("initrd", initrd)?;
+    }
     let tsc_khz = match spec.machine.accel {
         Accel::Kvm => None,
         Accel::Tcg => tokio::task::spawn_blocking(tsc_khz).await.ok(),
@@ -77,7 +78,8 @@ fn new_memory(path: &Path, bytes: u64) -> io::Result<File> {
 
 /// Starts QEMU and waits for its greeting. When it fails, neither process nor socket is left.
 pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Result<Started, LaunchError> {
-    let program = process::look_up(&spec.qemu).ok_or_else(|| LaunchError::NoProgram { program: spec.qemu.clone() })?;
+    let program =
+        process::look_up(&spec.program).ok_or_else(|| LaunchError::NoProgram { program: spec.program.clone() })?;
     for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
         open(what, &spec.dir.join(name))?;
     }
@@ -85,12 +87,13 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
         let path = spec.dir.join(name);
         move |source| LaunchError::Make { what, path, source }
     };
-    let log = File::create(spec.dir.join(VMM_LOG)).map_err(make("log", VMM_LOG))?;
+    let stdout = File::create(spec.dir.join(VMM_LOG)).map_err(make("log", VMM_LOG))?;
+    let stderr = stdout.try_clone().map_err(make("log", VMM_LOG))?;
     let memory_inode = memory.metadata().map_err(make("memory file", MEMORY))?.ino();
     let args = arguments(&spec.machine, &begin);
     let qmp = socket::listen(&spec.dir, QMP_SOCKET).map_err(make("socket", QMP_SOCKET))?;
     let agent = socket::listen(&spec.dir, AGENT_SOCKET)
-        .inspect_err(|_| drop(super::remove_sockets(&spec.dir)))
+        .inspect_err(|_| drop(remove_sockets(&spec.dir)))
         .map_err(make("socket", AGENT_SOCKET))?;
     let mut fds: Vec<OwnedFd> = vec![qmp.into(), agent.into(), memory.into()];
     let ram = match begin {
@@ -102,7 +105,8 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
     };
     let boot_id = process::boot_id();
     let started = boot_id.and_then(|boot_id| {
-        let process = process::start(Program { path: program.clone(), args, dir: spec.dir.clone(), fds }, log)?;
+        let process =
+            process::start(Program { path: program.clone(), args, dir: spec.dir.clone(), stdout, stderr, fds })?;
         let seat = Seat {
             pid: process.pid,
             start_ticks: process.start_ticks,
@@ -118,32 +122,14 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
     let (process, seat) = match started {
         Ok(started) => started,
         Err(source) => {
-            drop(super::remove_sockets(&spec.dir));
+            drop(remove_sockets(&spec.dir));
             return Err(LaunchError::Spawn { program, source });
         }
     };
     match Qmp::connect(&spec.dir, &process).await {
         Ok(qmp) => Ok(Started { process, seat, qmp }),
-        Err(error) => Err(give_up(&process, &spec.dir, error.into()).await),
+        Err(error) => Err(give_up(&process, &spec.dir, LaunchError::from(error)).await),
     }
-}
-
-impl From<ControlError> for LaunchError {
-    fn from(error: ControlError) -> Self {
-        match error {
-            ControlError::Gone { exit, .. } => Self::Died { exit },
-            other => Self::Control(other),
-        }
-    }
-}
-
-/// Leaves nothing of a launch that failed, and passes its error on.
-pub(crate) async fn give_up(process: &Process, dir: &Path, error: LaunchError) -> LaunchError {
-    let ended = super::end(process).await;
-    if let Err(left) = ended.and_then(|()| super::remove_sockets(dir)) {
-        tracing::warn!(pid = process.pid, error = %hearth_model::error::chain(&left), "failed launch left something");
-    }
-    error
 }
 
 /// QEMU's arguments: pure, and the same devices for a boot and for a load.
@@ -155,16 +141,16 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
         args.push(option.into());
         args.push(value.into());
     };
-    put("-name", NAME.into());
+    put("-name", process::NAME.into());
     let common = "memory-backend=ram,mem-merge=off,dump-guest-core=off,suppress-vmdesc=on";
-    match backend {
+    let microvm = *backend == Backend::QemuMicrovm;
+    if microvm {
         // qboot starts kernels by itself, bzImage or ELF: no option ROMs.
-        Backend::QemuMicrovm => {
-            put("-machine", format!("microvm,x-option-roms=off,{common}"));
-            put("-bios", "qboot.rom".into());
-            put("-global", "virtio-mmio.force-legacy=false".into());
-        }
-        Backend::Qemu => put("-machine", format!("q35,hpet=off,sata=off,vmport=off,usb=off,{common}")),
+        put("-machine", format!("microvm,x-option-roms=off,{common}"));
+        put("-bios", "qboot.rom".into());
+        put("-global", "virtio-mmio.force-legacy=false".into());
+    } else {
+        put("-machine", format!("q35,hpet=off,sata=off,vmport=off,usb=off,{common}"));
     }
     // With this and suppress-vmdesc, what is loaded has the form that is saved: see snapshot.rs.
     put("-global", "migration.send-configuration=off".into());
@@ -179,10 +165,7 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     put("-chardev", format!("socket,id=qmp,fd={QMP_FD},server=on,wait=off"));
     put("-mon", "chardev=qmp,mode=control".into());
 
-    let (bus, pci) = match backend {
-        Backend::QemuMicrovm => ("device", ""),
-        Backend::Qemu => ("pci", ",disable-legacy=on"),
-    };
+    let (bus, pci) = if microvm { ("device", "") } else { ("pci", ",disable-legacy=on") };
     // Any number of VMMs read this file and nobody writes it: a lock would say nothing.
     put("-drive", format!("if=none,id=rootfs,file={ROOTFS},format=raw,readonly=on,file.locking=off"));
     put("-device", format!("virtio-blk-{bus}{pci},drive=rootfs,serial=rootfs"));
@@ -193,14 +176,17 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     put("-device", "virtserialport,chardev=agent,name=hearth.agent".into());
     put("-device", format!("virtio-rng-{bus}{pci}"));
     if *network {
-        let rom = if *backend == Backend::Qemu { ",romfile=" } else { "" };
+        let rom = if microvm { "" } else { ",romfile=" };
         put("-netdev", "user,id=net".into());
         put("-device", format!("virtio-net-{bus}{pci},netdev=net{rom}"));
     }
     match begin {
         Begin::Boot { tsc_khz } => {
             put("-append", command_line(*tsc_khz));
-            args.extend(["-kernel".into(), kernel.into(), "-initrd".into(), initrd.into()]);
+            args.extend(["-kernel".into(), kernel.into()]);
+            if let Some(initrd) = initrd {
+                args.extend(["-initrd".into(), initrd.into()]);
+            }
         }
         // The kernel is in the guest's memory.
         Begin::Load { .. } => args.extend(["-S", "-incoming", "defer"].map(OsString::from)),
@@ -245,11 +231,6 @@ fn tsc_and_time() -> (Instant, u64) {
     (at, ticks)
 }
 
-/// Opens a file that a launch reads.
-pub(crate) fn open(what: &'static str, path: &Path) -> Result<File, LaunchError> {
-    File::open(path).map_err(|source| LaunchError::Open { what, path: path.to_owned(), source })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,7 +243,7 @@ mod tests {
             vcpus: 2,
             memory: MemMib::new(256).expect("in range"),
             kernel: "/a,b/vmlinuz".into(),
-            initrd: "/a,b/initrd".into(),
+            initrd: Some("/a,b/initrd".into()),
             network: true,
         }
     }
@@ -277,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_load_has_the_devices_of_the_boot() {
-        for backend in Backend::ALL {
+        for backend in [Backend::QemuMicrovm, Backend::Qemu] {
             for accel in [Accel::Kvm, Accel::Tcg] {
                 let machine = machine(backend, accel);
                 let devices = |begin: &Begin| {

@@ -2,24 +2,40 @@
 //!
 //! The process ends by itself when the state does not fit; its log says what did not.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
+use super::Qemu;
 use super::control::Qmp;
 use super::launch::{self, Begin, STATE_FD, Started};
+use crate::ending::give_up;
 use crate::fault::{ControlError, LaunchError};
+use crate::file::open;
 use crate::process::Process;
 use crate::spec::{LaunchSpec, SavedState, StateFormat};
 
-/// Loads; the guest is paused when it returns, and neither file is needed by name any more.
-pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Started, LaunchError> {
-    let StateFormat::QemuDevices = from.format;
+/// A process that waits for its guest.
+#[derive(Debug)]
+pub(crate) struct Loading {
+    started: Started,
+    stream: UnixStream,
+    state: Vec<u8>,
+    vmstate: PathBuf,
+}
+
+/// Starts a process over the saved memory; neither file is needed by name when it returns.
+pub(crate) async fn prepare(spec: &LaunchSpec, from: &SavedState) -> Result<Loading, LaunchError> {
     let vmstate = spec.dir.join(&from.vmstate);
+    if from.format != StateFormat::QemuDevices {
+        return Err(LaunchError::WrongFormat { vmstate, format: from.format, backend: spec.machine.backend });
+    }
     let path = spec.dir.join(&from.memory);
     let unreadable = |source| LaunchError::Open { what: "saved state", path: vmstate.clone(), source };
     let state = std::fs::read(&vmstate).map_err(unreadable)?;
-    let memory = launch::open("saved memory", &path)?;
+    let memory = open("saved memory", &path)?;
     let wanted = spec.machine.memory.size().bytes();
     let found = memory
         .metadata()
@@ -33,15 +49,23 @@ pub(crate) async fn load(spec: &LaunchSpec, from: &SavedState) -> Result<Started
     let (ours, theirs) = UnixStream::pair().map_err(unreadable)?;
     let theirs = theirs.into_std().and_then(|theirs| theirs.set_nonblocking(false).map(|()| theirs.into()));
     let begin = Begin::Load { state: theirs.map_err(unreadable)? };
-    let mut started = launch::start(spec, memory, begin).await?;
-    match read_state(&mut started.qmp, &started.process, ours, state).await {
-        Ok(()) => Ok(started),
-        Err(error) => {
-            let error = match error {
-                ControlError::Gone { exit, .. } => LaunchError::Unloadable { vmstate, exit },
-                other => LaunchError::Control(other),
-            };
-            Err(launch::give_up(&started.process, &spec.dir, error).await)
+    let started = launch::start(spec, memory, begin).await?;
+    Ok(Loading { started, stream: ours, state, vmstate })
+}
+
+impl Loading {
+    /// Loads; the guest is paused when it returns.
+    pub(crate) async fn load(self) -> Result<Qemu, LaunchError> {
+        let Self { mut started, stream, state, vmstate } = self;
+        match read_state(&mut started.qmp, &started.process, stream, state).await {
+            Ok(()) => Ok(Qemu::new(started.process, started.seat, Some(started.qmp))),
+            Err(error) => {
+                let error = match error {
+                    ControlError::Gone { exit, .. } => LaunchError::Unloadable { vmstate, exit },
+                    other => LaunchError::Control(other),
+                };
+                Err(give_up(&started.process, &started.seat.dir, error).await)
+            }
         }
     }
 }

@@ -1,26 +1,11 @@
 //! Which backends this host has: QEMU's program, its version, its boards. Starts the program twice.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use hearth_model::Backend;
 
+use crate::probe::{BackendProbe, ask};
 use crate::process;
-
-/// What is known of one backend on this host.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct BackendProbe {
-    /// Which backend.
-    pub backend: Backend,
-    /// Whether instances can be run on it.
-    pub available: bool,
-    /// The program's version.
-    pub version: Option<String>,
-    /// The program.
-    pub path: Option<PathBuf>,
-    /// Why it is available or not, to a person.
-    pub why: String,
-}
 
 /// Looks for QEMU (a path, or a name in `PATH`) and asks it what it can. Blocks for some 50 ms.
 #[must_use]
@@ -32,11 +17,7 @@ pub fn probe(qemu: &Path) -> Vec<BackendProbe> {
     let asked = ask(&path, &["-version"]).and_then(|text| Ok((version(&text)?, ask(&path, &["-machine", "help"])?)));
     match asked {
         Err(why) => answer(Some(&path), None, |_| Err(why.clone())),
-        Ok((version, machines)) => answer(Some(&path), Some(&version), |backend| {
-            let board = match backend {
-                Backend::QemuMicrovm => "microvm",
-                Backend::Qemu => "q35",
-            };
+        Ok((version, machines)) => answer(Some(&path), Some(&version), |board| {
             if machines.lines().any(|line| line.split_ascii_whitespace().next() == Some(board)) {
                 Ok(format!("QEMU {version} has the board {board}"))
             } else {
@@ -49,10 +30,10 @@ pub fn probe(qemu: &Path) -> Vec<BackendProbe> {
 fn answer(
     path: Option<&Path>,
     version: Option<&str>,
-    judge: impl Fn(Backend) -> Result<String, String>,
+    judge: impl Fn(&str) -> Result<String, String>,
 ) -> Vec<BackendProbe> {
-    let one = |backend| {
-        let judged = judge(backend);
+    let one = |(backend, board)| {
+        let judged = judge(board);
         BackendProbe {
             backend,
             available: judged.is_ok(),
@@ -61,16 +42,7 @@ fn answer(
             why: judged.unwrap_or_else(|why| why),
         }
     };
-    Backend::ALL.map(one).into()
-}
-
-fn ask(program: &Path, args: &[&str]) -> Result<String, String> {
-    let said = |error: &dyn std::fmt::Display| format!("{} {}: {error}", program.display(), args.join(" "));
-    let output = Command::new(program).args(args).output().map_err(|error| said(&error))?;
-    if !output.status.success() {
-        return Err(said(&String::from_utf8_lossy(&output.stderr).trim()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    [(Backend::QemuMicrovm, "microvm"), (Backend::Qemu, "q35")].map(one).into()
 }
 
 /// "QEMU emulator version 7.2.22 (Debian …)" says 7.2.22.

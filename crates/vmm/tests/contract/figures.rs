@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_model::Backend;
-use hearth_vmm::{Loaded, OVERLAY};
+use hearth_model::{Backend, LoadPlan};
+use hearth_vmm::{Loaded, OVERLAY, SaveMemory};
 
 use crate::host::{Host, copy_sparse, ready};
 
@@ -38,21 +38,23 @@ async fn measure(backend: Backend) {
         boot.push(begin.elapsed());
         vmm.pause().await.expect("pauses");
         let begin = Instant::now();
-        vmm.save_state("vmstate".as_ref()).await.expect("saved");
+        vmm.save("vmstate".as_ref(), SaveMemory::Leave).await.expect("saved");
         save.push(begin.elapsed());
         bundle = Some(host.save(&vmm, "bundle", None).await);
         vmm.kill().await.expect("ends");
     }
     let bundle = bundle.expect("saved");
     let (mut loaded, mut running, mut answered) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut paused, mut saved, mut written, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut paused, mut saved, mut ended) = (Vec::new(), Vec::new(), Vec::new());
     let onto = bundle.state.memory.with_file_name("onto");
     for _ in 0..20 {
         let spec = host.spec("fork");
         std::fs::copy(&bundle.overlay, spec.dir.join(OVERLAY)).expect("copied");
         copy_sparse(&bundle.state.memory, &onto);
         let begin = Instant::now();
-        let Ok(Loaded::Paused(vmm)) = host.launcher.load(&spec, &bundle.state).await else { panic!("loads") };
+        let Ok(Loaded::Paused(vmm)) = host.launcher.load(&spec, &bundle.state, &LoadPlan::LoadResume).await else {
+            panic!("loads")
+        };
         loaded.push(begin.elapsed());
         vmm.resume().await.expect("resumes");
         running.push(begin.elapsed());
@@ -64,27 +66,23 @@ async fn measure(backend: Backend) {
         vmm.pause().await.expect("pauses");
         time(&mut paused, begin);
         let begin = Instant::now();
-        vmm.save_state("vmstate".as_ref()).await.expect("saved");
+        let pages = vmm.save("vmstate".as_ref(), SaveMemory::Onto(&onto)).await.expect("saved").pages;
         time(&mut saved, begin);
-        let begin = Instant::now();
-        let pages = vmm.update_memory(&onto).await.expect("written");
-        time(&mut written, begin);
         let begin = Instant::now();
         vmm.kill().await.expect("ends");
         time(&mut ended, begin);
-        if written.len() == 20 {
+        if saved.len() == 20 {
             eprintln!("{backend}: {pages:?}");
         }
     }
     for (what, took) in [
         ("boot to the first answer", boot),
-        ("save_state of a booted guest", save),
+        ("save of a booted guest", save),
         ("load to loaded", loaded),
         ("load to running", running),
         ("load to the first answer", answered),
         ("pause", paused),
-        ("save_state of a fork", saved),
-        ("update_memory", written),
+        ("save of a fork", saved),
         ("kill", ended),
     ] {
         eprintln!("{backend}: {what}: {}", spread(took));

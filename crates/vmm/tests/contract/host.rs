@@ -5,14 +5,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use hearth_model::{Accel, Backend, MemMib};
+use hearth_model::{Accel, Backend, LoadPlan, MemMib};
 use hearth_vmm::fake::FakeHost;
 use hearth_vmm::{
-    AGENT_SOCKET, LaunchSpec, Launcher, Loaded, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, SavedState, VMM_LOG, Vmm,
+    AGENT_SOCKET, LaunchSpec, Launcher, Loaded, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, SaveMemory, SavedState,
+    VMM_LOG, Vmm,
 };
 use tempfile::TempDir;
 
 use crate::guest::{self, Guest};
+
+/// QEMU's boards.
+pub const BOARDS: [Backend; 2] = [Backend::QemuMicrovm, Backend::Qemu];
 
 pub struct Host {
     pub launcher: Launcher,
@@ -25,7 +29,7 @@ impl Host {
     /// Real QEMU; `None`, loudly, where it or a kernel for it is missing.
     pub fn real(backend: Backend) -> Option<Self> {
         let tmp = tempfile::tempdir().expect("a directory");
-        let found = hearth_vmm::probe(Path::new("qemu-system-x86_64")).into_iter().find(|p| p.backend == backend);
+        let found = hearth_vmm::probe_qemu(Path::new("qemu-system-x86_64")).into_iter().find(|p| p.backend == backend);
         let found = found.expect("every backend is probed");
         let made = if found.available { guest::make(tmp.path()) } else { Err(found.why) };
         match made {
@@ -75,7 +79,7 @@ impl Host {
             let file = File::create(dir.join(disk)).expect("made");
             file.set_len(8 << 20).expect("sized");
         }
-        LaunchSpec { dir, machine: self.machine.clone(), qemu: "qemu-system-x86_64".into() }
+        LaunchSpec { dir, machine: self.machine.clone(), program: "qemu-system-x86_64".into(), track_dirty_pages: true }
     }
 
     pub async fn boot(&self, name: &str) -> Vmm {
@@ -87,7 +91,12 @@ impl Host {
     pub async fn fork(&self, bundle: &Bundle, name: &str) -> Vmm {
         let spec = self.spec(name);
         fs::copy(&bundle.overlay, spec.dir.join(OVERLAY)).expect("copied");
-        match self.launcher.load(&spec, &bundle.state).await.unwrap_or_else(|error| panic!("load {name}: {error:?}")) {
+        match self
+            .launcher
+            .load(&spec, &bundle.state, &LoadPlan::ResumeOnLoad)
+            .await
+            .unwrap_or_else(|error| panic!("load {name}: {error:?}"))
+        {
             Loaded::Paused(vmm) => {
                 vmm.resume().await.expect("resumes");
                 vmm
@@ -109,14 +118,17 @@ impl Host {
         let dir = self.tmp.path().join(name);
         fs::create_dir_all(&dir).expect("made");
         let (vmstate, memory, overlay) = (dir.join("vmstate"), dir.join("memory"), dir.join("overlay"));
-        let format = vmm.save_state(&vmstate).await.expect("saved");
-        match base {
-            None => copy_sparse(&vmm.seat().dir.join(MEMORY), &memory),
+        let saved = match base {
+            None => {
+                copy_sparse(&vmm.seat().dir.join(MEMORY), &memory);
+                vmm.save(&vmstate, SaveMemory::Leave).await
+            }
             Some(base) => {
                 copy_sparse(&base.state.memory, &memory);
-                vmm.update_memory(&memory).await.expect("written");
+                vmm.save(&vmstate, SaveMemory::Onto(&memory)).await
             }
-        }
+        };
+        let format = saved.expect("saved").format;
         fs::copy(vmm.seat().dir.join(OVERLAY), &overlay).expect("copied");
         Bundle { state: SavedState { vmstate, memory, format }, overlay }
     }
@@ -124,7 +136,7 @@ impl Host {
 
 fn machine(backend: Backend, accel: Accel, kernel: PathBuf, initrd: PathBuf) -> Machine {
     let memory = MemMib::new(256).expect("in range");
-    Machine { backend, accel, vcpus: 1, memory, kernel, initrd, network: true }
+    Machine { backend, accel, vcpus: 1, memory, kernel, initrd: Some(initrd), network: true }
 }
 
 /// A guest at rest.

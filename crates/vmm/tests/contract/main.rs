@@ -14,9 +14,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hearth_model::{Backend, ErrorKind, Kind, MemMib};
-use hearth_vmm::{Adopted, ControlError, Ended, Loaded, OVERLAY, Ram, RunState, SERIAL_LOG, resource_usage};
-use host::{Host, ready, sockets};
+use hearth_model::{Backend, ErrorKind, Kind, LoadPlan, MemMib};
+use hearth_vmm::{
+    Adopted, ControlError, Ended, Loaded, OVERLAY, Ram, RunState, SERIAL_LOG, SaveMemory, resource_usage,
+};
+use host::{BOARDS, Host, ready, sockets};
 
 macro_rules! on_every_vmm {
     ($($(#[$attr:meta])* $story:ident),* $(,)?) => {
@@ -92,7 +94,8 @@ async fn a_saved_guest_is_loaded_paused_and_its_files_are_not_needed_any_more(ho
     let bundle = host.standby(vmm, "bundle", None).await;
     let spec = host.spec("again");
     fs::copy(&bundle.overlay, spec.dir.join(OVERLAY)).expect("copied");
-    let Loaded::Paused(vmm) = host.launcher.load(&spec, &bundle.state).await.expect("loads") else {
+    let Loaded::Paused(vmm) = host.launcher.load(&spec, &bundle.state, &LoadPlan::ResumeOnLoad).await.expect("loads")
+    else {
         panic!("neither of these resumes on load");
     };
     assert_eq!((vmm.ram(), vmm.run_state().await.expect("answers")), (Ram::Private, RunState::Paused));
@@ -106,18 +109,18 @@ async fn a_saved_guest_is_loaded_paused_and_its_files_are_not_needed_any_more(ho
 async fn a_guest_is_saved_only_while_paused(host: Host) {
     let vmm = host.boot("web").await;
     ready(&vmm).await;
-    let refused = vmm.save_state(Path::new("vmstate")).await.expect_err("it runs");
+    let refused = vmm.save(Path::new("vmstate"), SaveMemory::Leave).await.expect_err("it runs");
     assert_eq!(refused.kind(), ErrorKind::WrongState);
     vmm.pause().await.expect("pauses");
     let bundle = host.standby(vmm, "bundle", None).await;
 
     let fork = host.fork(&bundle, "fork").await;
     let onto = bundle.state.memory.with_file_name("onto");
-    let refused = fork.update_memory(&onto).await.expect_err("it runs");
+    let refused = fork.save(Path::new("vmstate"), SaveMemory::Onto(&onto)).await.expect_err("it runs");
     assert_eq!(refused.kind(), ErrorKind::WrongState);
     fork.pause().await.expect("pauses");
     File::create(&onto).expect("made").set_len(4096).expect("sized");
-    let refused = fork.update_memory(&onto).await.expect_err("a file of another length");
+    let refused = fork.save(Path::new("vmstate"), SaveMemory::Onto(&onto)).await.expect_err("a file of another length");
     assert!(refused.to_string().contains("onto"), "{refused}");
     fork.kill().await.expect("ends");
 }
@@ -132,7 +135,7 @@ async fn what_is_missing_is_named_and_nothing_is_left(host: Host) {
 
     if host.fake.is_none() {
         let mut spec = good.clone();
-        spec.qemu = "no-such-qemu".into();
+        spec.program = "no-such-qemu".into();
         let error = host.launcher.boot(&spec).await.expect_err("there is no such program");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.hint().is_some_and(|hint| hint.contains("apt install")), "{error}");
@@ -183,13 +186,17 @@ async fn a_state_does_not_load_into_another_machine_and_a_short_memory_not_at_al
     let mut spec = host.spec("other");
     spec.machine.vcpus = 2;
     spec.machine.network = false;
-    let error = host.launcher.load(&spec, &bundle.state).await.expect_err("another machine");
+    let error = host.launcher.load(&spec, &bundle.state, &LoadPlan::ResumeOnLoad).await.expect_err("another machine");
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error:?}");
     assert!(error.to_string().contains("vmstate"), "{error}");
 
     let mut larger = host.spec("larger");
     larger.machine.memory = MemMib::new(512).expect("in range");
-    let error = host.launcher.load(&larger, &bundle.state).await.expect_err("more memory than was saved");
+    let error = host
+        .launcher
+        .load(&larger, &bundle.state, &LoadPlan::LoadResume)
+        .await
+        .expect_err("more memory than was saved");
     assert_eq!(error.kind(), ErrorKind::Incompatible);
 
     let damaged = host.spec("damaged");
@@ -199,7 +206,7 @@ async fn a_state_does_not_load_into_another_machine_and_a_short_memory_not_at_al
         .expect("there")
         .write_all_at(&[0xff; 3], 0)
         .expect("written");
-    let error = host.launcher.load(&damaged, &bundle.state).await.expect_err("damaged");
+    let error = host.launcher.load(&damaged, &bundle.state, &LoadPlan::LoadResume).await.expect_err("damaged");
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error:?}");
     for spec in [&spec, &larger, &damaged] {
         assert!(sockets(&spec.dir).is_empty());
@@ -282,7 +289,7 @@ async fn the_end_of_a_vmm_is_known_at_once() {
 
 #[tokio::test]
 async fn a_guest_that_switches_itself_off_ends_its_vmm() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(host) = Host::real(backend) else { return };
         let vmm = host.boot("web").await;
         let mut guest = ready(&vmm).await;
@@ -295,7 +302,7 @@ async fn a_guest_that_switches_itself_off_ends_its_vmm() {
 
 #[tokio::test]
 async fn a_guest_sees_its_disks_its_network_and_its_serial_port() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(host) = Host::real(backend) else { return };
         let vmm = host.boot("web").await;
         let mut guest = ready(&vmm).await;

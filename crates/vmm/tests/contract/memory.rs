@@ -6,13 +6,13 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use hearth_model::{Backend, MemMib};
-use hearth_vmm::{MEMORY, SERIAL_LOG};
+use hearth_vmm::{MEMORY, SERIAL_LOG, SaveMemory};
 
-use crate::host::{Host, copy_sparse, log, ready};
+use crate::host::{BOARDS, Host, copy_sparse, log, ready};
 
 #[tokio::test]
 async fn a_restored_guest_counts_on_where_it_stood() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(host) = Host::real(backend) else { return };
         let vmm = host.boot("web").await;
         let mut guest = ready(&vmm).await;
@@ -68,7 +68,7 @@ async fn a_guest_goes_on_after_being_saved_and_its_serial_log_too() {
 
 #[tokio::test]
 async fn two_forks_diverge_and_their_base_stays_as_it_was() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(host) = Host::real(backend) else { return };
         let vmm = host.boot("base").await;
         let mut guest = ready(&vmm).await;
@@ -93,7 +93,7 @@ async fn two_forks_diverge_and_their_base_stays_as_it_was() {
 /// Each link of the chain is saved from its own pages over a copy of the one before.
 #[tokio::test]
 async fn a_chain_of_three_snapshots_keeps_what_each_of_them_added() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(host) = Host::real(backend) else { return };
         let vmm = host.boot("first").await;
         ready(&vmm).await.ask("dirty 500").await;
@@ -138,8 +138,8 @@ async fn a_copy_taken_while_the_guest_ran_is_brought_up_to_date() {
     copy_sparse(&dir.join(MEMORY), &onto);
     guest.ask("dirty 500").await;
     vmm.pause().await.expect("pauses");
-    let format = vmm.save_state("vmstate".as_ref()).await.expect("saved");
-    let pages = vmm.update_memory(&onto).await.expect("updated");
+    let saved = vmm.save("vmstate".as_ref(), SaveMemory::Onto(&onto)).await.expect("saved");
+    let (format, pages) = (saved.format, saved.pages.expect("counted"));
     assert!(pages.changed >= 200, "{pages:?}");
     vmm.resume().await.expect("goes on");
     drop(guest);
@@ -166,7 +166,8 @@ async fn a_fork_s_own_pages_over_its_base_are_its_memory() {
     vmm.pause().await.expect("pauses");
     let onto = bundle.state.memory.with_file_name("onto");
     copy_sparse(&bundle.state.memory, &onto);
-    let pages = vmm.update_memory(&onto).await.expect("written");
+    let saved = vmm.save("vmstate".as_ref(), SaveMemory::Onto(&onto)).await.expect("written");
+    let pages = saved.pages.expect("counted");
     assert!(pages.changed > 300 && pages.changed < 5000 && pages.zero >= 300, "{pages:?}");
 
     let dir = vmm.seat().dir.clone();
@@ -185,7 +186,7 @@ async fn a_fork_s_own_pages_over_its_base_are_its_memory() {
 /// Above 3 GiB (2 GiB on q35) a guest's physical addresses have a hole; its file has none.
 #[tokio::test]
 async fn a_guest_with_memory_above_the_hole_is_saved_and_restored() {
-    for backend in Backend::ALL {
+    for backend in BOARDS {
         let Some(mut host) = Host::real(backend) else { return };
         host.machine.memory = MemMib::new(4096).expect("in range");
         host.machine.vcpus = 2;
@@ -193,7 +194,7 @@ async fn a_guest_with_memory_above_the_hole_is_saved_and_restored() {
         ready(&vmm).await.ask("dirty 1000").await;
         vmm.pause().await.expect("pauses");
         // The file itself: copying 4 GiB of holes is not what this is about.
-        let format = vmm.save_state("vmstate".as_ref()).await.expect("saved");
+        let format = vmm.save("vmstate".as_ref(), SaveMemory::Leave).await.expect("saved").format;
         let dir = vmm.seat().dir.clone();
         vmm.kill().await.expect("ends");
         let state =
@@ -204,12 +205,12 @@ async fn a_guest_with_memory_above_the_hole_is_saved_and_restored() {
         assert_eq!(guest.number("sum").await, 1000 * 1001 / 2);
         assert_eq!(guest.number("dirty 3000").await, 3000);
         fork.pause().await.expect("pauses");
-        let format = fork.save_state(&dir.join("vmstate")).await.expect("saved");
-        assert_eq!(format, bundle.state.format);
         let (from, to) = (dir.join(MEMORY), dir.join("second"));
         let cp = std::process::Command::new("cp").arg("--sparse=always").args([from, to]).status();
         assert!(cp.expect("cp is there").success());
-        fork.update_memory(&dir.join("second")).await.expect("written");
+        let (vmstate, second) = (dir.join("vmstate"), dir.join("second"));
+        let saved = fork.save(&vmstate, SaveMemory::Onto(&second)).await.expect("written");
+        assert_eq!(saved.format, bundle.state.format);
         fork.kill().await.expect("ends");
         let bundle = crate::host::Bundle { state: state("second"), ..bundle };
         let fork = host.fork(&bundle, "grandchild").await;

@@ -218,7 +218,7 @@ async fn what_the_host_can_do_and_has() {
     let capabilities = server.client.capabilities().await.expect("capabilities");
     assert_eq!(capabilities.default_runtime.name, "qemu-microvm");
     let names: Vec<&str> = capabilities.runtimes.iter().map(|runtime| runtime.name.as_str()).collect();
-    assert_eq!(names, ["qemu", "qemu-microvm"]);
+    assert_eq!(names, ["firecracker", "qemu", "qemu-microvm"]);
 
     server.create("web").await;
     let resources = server.client.resources().await.expect("resources");

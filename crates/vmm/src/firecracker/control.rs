@@ -1,0 +1,157 @@
+//! Firecracker's API: requests over one connection that is kept, answered one after another.
+//!
+//! Source: Firecracker's `docs/` and its OpenAPI description, 1.16.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use crate::answer::watched;
+use crate::fault::ControlError;
+use crate::process::Process;
+use crate::socket;
+use crate::spec::{API_SOCKET, RunState};
+
+/// Its answers are short; the longest is a machine's configuration.
+const LONGEST_ANSWER: usize = 1 << 20;
+
+/// A connection to the API, made when it is needed and kept while it lasts.
+#[derive(Debug)]
+pub(crate) struct Api {
+    dir: PathBuf,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Api {
+    /// Not connected yet.
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), connection: None }
+    }
+
+    /// Over a connection that is there already.
+    pub(crate) async fn over(dir: &Path, stream: UnixStream) -> io::Result<Self> {
+        Ok(Self { dir: dir.to_owned(), connection: Some(greet(stream).await?) })
+    }
+
+    pub(crate) async fn put(
+        &mut self,
+        process: &Process,
+        command: &'static str,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<(), ControlError> {
+        self.request(process, command, Method::PUT, path, Some(body)).await.map(drop)
+    }
+
+    pub(crate) async fn patch(
+        &mut self,
+        process: &Process,
+        command: &'static str,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<(), ControlError> {
+        self.request(process, command, Method::PATCH, path, Some(body)).await.map(drop)
+    }
+
+    pub(crate) async fn get(
+        &mut self,
+        process: &Process,
+        command: &'static str,
+        path: &str,
+    ) -> Result<Value, ControlError> {
+        let text = self.request(process, command, Method::GET, path, None::<&()>).await?;
+        serde_json::from_slice(&text)
+            .map_err(|_| ControlError::Garbled { command, line: String::from_utf8_lossy(&text).into_owned() })
+    }
+
+    async fn request(
+        &mut self,
+        process: &Process,
+        command: &'static str,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<Bytes, ControlError> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| ControlError::Garbled { command, line: error.to_string() })?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("accept", "application/json")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|error| ControlError::Garbled { command, line: error.to_string() })?;
+
+        let socket = self.dir.join(API_SOCKET);
+        let (dir, connection) = (&self.dir, &mut self.connection);
+        let (status, text) = watched(process, command, &socket, async {
+            // Taken: a connection on which a request was cut off is not used again.
+            let mut open = match connection.take() {
+                Some(open) if !open.is_closed() => open,
+                _ => greet(socket::connect(dir, API_SOCKET).await?).await?,
+            };
+            let answer = open.send_request(request).await.map_err(io::Error::other)?;
+            let status = answer.status();
+            let text = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await.map_err(io::Error::other)?;
+            *connection = Some(open);
+            Ok((status, text.to_bytes()))
+        })
+        .await?;
+        if status.is_success() {
+            return Ok(text);
+        }
+        Err(ControlError::Refused { command, answer: fault_message(&text) })
+    }
+}
+
+/// Speaks HTTP on a connection.
+async fn greet(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // Ends with either end of the connection; what went wrong, the request says.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// `{"fault_message": "…"}`, or whatever else was said.
+fn fault_message(text: &[u8]) -> String {
+    let parsed: Option<Value> = serde_json::from_slice(text).ok();
+    match parsed.as_ref().and_then(|answer| answer["fault_message"].as_str()) {
+        Some(message) => message.to_owned(),
+        None => String::from_utf8_lossy(text).into_owned(),
+    }
+}
+
+/// Lets the vCPUs run; of a running guest nothing changes.
+pub(crate) async fn resume(api: &mut Api, process: &Process) -> Result<(), ControlError> {
+    api.patch(process, "PATCH /vm", "/vm", &json!({ "state": "Resumed" })).await
+}
+
+/// Whether the vCPUs run.
+pub(crate) async fn run_state(api: &mut Api, process: &Process) -> Result<RunState, ControlError> {
+    let info = api.get(process, "GET /", "/").await?;
+    match info["state"].as_str() {
+        Some("Running") => Ok(RunState::Running),
+        Some("Paused") => Ok(RunState::Paused),
+        _ => Err(ControlError::Garbled { command: "GET /", line: info.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fault_is_told_in_firecracker_s_words() {
+        assert_eq!(fault_message(br#"{"fault_message":"no such drive"}"#), "no such drive");
+        assert_eq!(fault_message(b"<html>"), "<html>");
+    }
+}
