@@ -2,8 +2,10 @@
 //!
 //! For tests of whoever uses this crate. It holds what a guest's memory would hold (its
 //! configuration, identity, files and program), outlives its connections as a guest does, and can
-//! be forked as one can. It runs a few commands of its own: `echo`, `cat`, `sleep S`, `true`,
-//! `false`, `exit N`, `fail TEXT` (stderr, then 1), `env`; others are not found.
+//! be forked, saved and restored as one can. It runs a few commands of its own: `echo`, `cat`,
+//! `cat PATH`, `sleep S`, `true`, `false`, `exit N`, `fail TEXT` (stderr, then 1), `env`,
+//! `generation` (of the last refresh), `write PATH TEXT`, `end N` (of its program, by itself);
+//! others are not found.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +15,9 @@ use hearth_agent_proto::{
     CONTROL, Configured, CopyDone, CopyEntry, Decoder, Encoder, ExecStart, ExitStatus, Failure, FailureKind, FileKind,
     GuestConfig, GuestStats, MAX_DATA, PathStat, ProgramExit, ProgramState, Refresh, ToGuest, ToHost, VERSION, Welcome,
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// The process id that the program always has.
@@ -24,7 +27,14 @@ pub const PROGRAM_PID: u32 = 100;
 #[derive(Debug, Clone, Default)]
 pub struct FakeGuest {
     memory: Arc<Mutex<Memory>>,
+    /// Told whenever something happened that [`FakeGuest::ended`] waits for.
+    news: watch::Sender<()>,
 }
+
+/// What was saved is no guest.
+#[derive(Debug, thiserror::Error)]
+#[error("read a saved guest")]
+pub struct NoGuest(#[source] postcard::Error);
 
 /// What a snapshot of the guest would hold, and the connection, which it would not.
 #[derive(Debug, Default)]
@@ -35,7 +45,7 @@ struct Memory {
     connection: Option<Connection>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
     boot_id: String,
     config: Option<GuestConfig>,
@@ -93,7 +103,27 @@ impl FakeGuest {
     pub fn fork(&self) -> Self {
         let memory = self.memory();
         let (state, silent, fail_refresh) = (memory.state.clone(), memory.silent, memory.fail_refresh.clone());
-        Self { memory: Arc::new(Mutex::new(Memory { state, silent, fail_refresh, connection: None })) }
+        let memory = Arc::new(Mutex::new(Memory { state, silent, fail_refresh, connection: None }));
+        Self { memory, news: watch::Sender::default() }
+    }
+
+    /// What a snapshot of its memory would hold. Files are in it as they are.
+    ///
+    /// # Panics
+    /// Never: every state can be written.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.memory().state).expect("a state has nothing that cannot be written")
+    }
+
+    /// The guest that [`Self::save`] saw.
+    ///
+    /// # Errors
+    /// These bytes are none.
+    pub fn restore(saved: &[u8]) -> Result<Self, NoGuest> {
+        let state = postcard::from_bytes(saved).map_err(NoGuest)?;
+        let memory = Arc::new(Mutex::new(Memory { state, ..Memory::default() }));
+        Ok(Self { memory, news: watch::Sender::default() })
     }
 
     /// Serves one stream until its end. Needs a tokio runtime.
@@ -149,14 +179,23 @@ impl FakeGuest {
         self.memory().state.ended
     }
 
+    /// Resolves once [`Self::has_ended`]. A guest whose program has ended waits a moment for the
+    /// host to take note of it.
+    ///
+    /// # Panics
+    /// Never: the guest itself holds the sender.
+    pub async fn ended(&self) {
+        const NOTE: Duration = Duration::from_secs(1);
+        let mut news = self.news.subscribe();
+        news.wait_for(|()| self.has_ended()).await.expect("self holds the sender");
+        let noted = news.wait_for(|()| self.exit_was_seen());
+        let _ = tokio::time::timeout(NOTE, noted).await;
+    }
+
     /// Ends its program, as if by itself.
     pub fn exit_program(&self, exit: ProgramExit) {
-        let mut memory = self.memory();
-        memory.state.program = ProgramState::Exited(exit.clone());
-        memory.state.ended = true;
-        if let Some(connection) = &memory.connection {
-            connection.send(CONTROL, &ToHost::ProgramExited(exit), &[]);
-        }
+        self.memory().exit_program(exit);
+        self.news.send_replace(());
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -182,6 +221,7 @@ impl FakeGuest {
                     while let Some(frame) = decoder.next(&mut rest) {
                         if let Ok((message, data)) = frame.message::<ToGuest>() {
                             self.take(frame.epoch, frame.channel, message, data, &outgoing, &mut sessions);
+                            self.news.send_replace(());
                         }
                     }
                 }
@@ -215,6 +255,9 @@ impl FakeGuest {
         }
         let Some(connection) = memory.connection.clone().filter(|connection| connection.epoch == epoch) else { return };
         let memory = &mut *memory;
+        if let ToGuest::Exec(request) = &message {
+            exec(&connection, channel, request, sessions, memory);
+        }
         let state = &mut memory.state;
         match message {
             ToGuest::Configure(config) => {
@@ -258,13 +301,23 @@ impl FakeGuest {
                 Some(stat) => connection.send(channel, &ToHost::Stat(stat), &[]),
                 None => connection.fail(channel, FailureKind::NotFound, "no such file or directory"),
             },
-            ToGuest::Exec(request) => exec(&connection, channel, &request, sessions),
+            ToGuest::Exec(_) => {}
             ToGuest::CopyTo(start) => {
                 sessions.copies.insert(channel, Copy { root: start.path, file: None, done: CopyDone::default() });
                 connection.send(channel, &ToHost::CopyReady, &[]);
             }
             ToGuest::CopyFrom(start) => state.copy_from(&connection, channel, &start.path),
             message => sessions.take(&connection, channel, message, data, state),
+        }
+    }
+}
+
+impl Memory {
+    fn exit_program(&mut self, exit: ProgramExit) {
+        self.state.program = ProgramState::Exited(exit.clone());
+        self.state.ended = true;
+        if let Some(connection) = &self.connection {
+            connection.send(CONTROL, &ToHost::ProgramExited(exit), &[]);
         }
     }
 }
@@ -408,7 +461,7 @@ impl Sessions {
     }
 }
 
-fn exec(connection: &Connection, channel: u32, request: &ExecStart, sessions: &mut Sessions) {
+fn exec(connection: &Connection, channel: u32, request: &ExecStart, sessions: &mut Sessions, memory: &mut Memory) {
     let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
     let started = || connection.send(channel, &ToHost::ExecStarted { pid: 200 + channel }, &[]);
     let exited = |code| connection.send(channel, &ToHost::Exited(ExitStatus::Code(code)), &[]);
@@ -436,6 +489,36 @@ fn exec(connection: &Connection, channel: u32, request: &ExecStart, sessions: &m
             started();
             connection.send(channel, &ToHost::Stderr, format!("{}\n", words.join(" ")).as_bytes());
             exited(1);
+        }
+        ["cat", path] => {
+            started();
+            match memory.state.files.get(*path) {
+                Some(content) => {
+                    connection.send(channel, &ToHost::Stdout, content);
+                    exited(0);
+                }
+                None => {
+                    connection.send(channel, &ToHost::Stderr, b"no such file or directory\n");
+                    exited(1);
+                }
+            }
+        }
+        ["write", path, words @ ..] => {
+            started();
+            memory.state.files.insert((*path).to_owned(), words.join(" ").into_bytes());
+            exited(0);
+        }
+        ["generation"] => {
+            started();
+            let generation = memory.state.refreshes.last().map_or(0, |refresh| refresh.generation);
+            connection.send(channel, &ToHost::Stdout, format!("{generation}\n").as_bytes());
+            exited(0);
+        }
+        ["end", code] => {
+            started();
+            exited(0);
+            let code = code.parse().unwrap_or(2);
+            memory.exit_program(ProgramExit { code, signal: None, message: format!("exited with code {code}") });
         }
         ["env"] => {
             started();

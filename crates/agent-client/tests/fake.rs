@@ -222,3 +222,30 @@ async fn a_guest_that_floods_against_the_rules_loses_the_session_and_takes_no_me
     assert!(matches!(error, AgentError::Protocol { .. }), "{error}");
     assert!(taken < 400_000, "{taken} bytes were kept");
 }
+
+#[tokio::test]
+async fn a_saved_guest_comes_back_as_it_was_and_goes_its_own_way() {
+    let guest = FakeGuest::new();
+    guest.write_file("/kept", b"content");
+    let saved = guest.save();
+    assert!(saved.windows(7).any(|bytes| bytes == b"content"), "a file is in memory as it is");
+    guest.write_file("/kept", b"changed");
+    let restored = FakeGuest::restore(&saved).expect("a guest");
+    assert_eq!(restored.file("/kept").as_deref(), Some(&b"content"[..]));
+    assert!(FakeGuest::restore(&saved[..saved.len() / 2]).is_err());
+
+    let (agent, welcome, mut events) = connect(&restored).await;
+    assert_eq!(welcome.boot_id, connect(&guest).await.1.boot_id, "restored, not booted");
+    let mut session = agent.exec(command(&["write", "/kept", "by", "exec"])).await.expect("starts");
+    assert_eq!(session.next().await.expect("lasts"), ExecEvent::Exited(ExitStatus::Code(0)));
+    assert_eq!(restored.file("/kept").as_deref(), Some(&b"by exec"[..]));
+    assert_eq!(guest.file("/kept").as_deref(), Some(&b"changed"[..]));
+
+    agent.exec(command(&["end", "3"])).await.expect("starts");
+    assert_eq!(
+        events.next().await.map(|event| matches!(event, Event::ProgramExited(exit) if exit.code == 3)),
+        Some(true)
+    );
+    restored.ended().await;
+    assert!(restored.exit_was_seen() && !guest.has_ended());
+}
