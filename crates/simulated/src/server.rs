@@ -91,6 +91,11 @@ impl Server {
                 "Request payload with size {len} is larger than the limit of {MAX_BODY} allowed by server."
             )));
         }
+        // In a task of its own: a caller that hangs up stops nothing, and frees nobody from a hang.
+        tokio::spawn(self.process(method, path, body)).await.map_err(|_| Dropped)?
+    }
+
+    async fn process(self, method: String, path: String, body: Bytes) -> Result<Response<Full<Bytes>>, Dropped> {
         let text = String::from_utf8_lossy(&body).into_owned();
         say(THREAD, received(&method, &path, &text));
 
