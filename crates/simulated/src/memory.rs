@@ -7,17 +7,17 @@
 //! | | not tracked | tracked |
 //! | --- | --- | --- |
 //! | `Diff` of a booted guest | every page that was ever touched | what was touched since the last snapshot |
-//! | `Diff` of a loaded guest | that, and every page of the file that is in the page cache (here: that has data) | the same |
+//! | `Diff` of a loaded guest | the guest's own pages, and of its file whatever is in the page cache | the same |
 //! | `Full` | every byte, zeroes too | every byte |
+//!
+//! Here nothing is ever in the page cache: a `Diff` of a loaded guest is not whole without a clone of
+//! its file below it. There it mostly is, and lacks pages on the day when memory is short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
 
 use crate::request::SnapshotType;
 
@@ -98,7 +98,7 @@ impl Memory {
             file.set_len(0).map_err(backing("truncate"))?;
         }
         file.set_len(self.len).map_err(backing("set_length"))?;
-        for page in self.to_save(kind).map_err(dump)? {
+        for page in self.to_save(kind) {
             file.write_all_at(&self.page(page).map_err(dump)?[..], page * PAGE_LEN).map_err(dump)?;
         }
         if let Some(dirty) = &mut self.dirty {
@@ -107,28 +107,14 @@ impl Memory {
         Ok(())
     }
 
-    fn to_save(&self, kind: SnapshotType) -> io::Result<BTreeSet<u64>> {
+    fn to_save(&self, kind: SnapshotType) -> BTreeSet<u64> {
         if kind == SnapshotType::Full {
-            return Ok((0..self.len / PAGE_LEN).collect());
+            return (0..self.len / PAGE_LEN).collect();
         }
         if let Some(dirty) = &self.dirty {
-            return Ok(dirty.clone());
+            return dirty.clone();
         }
-        let mut touched: BTreeSet<u64> = self.own.keys().copied().collect();
-        if let Some(base) = &self.base {
-            let mut at = 0;
-            loop {
-                let data = match seek(base, SeekFrom::Data(at)) {
-                    Ok(data) => data,
-                    Err(Errno::NXIO) => break,
-                    Err(error) => return Err(error.into()),
-                };
-                let hole = seek(base, SeekFrom::Hole(data))?;
-                touched.extend(data / PAGE_LEN..hole.div_ceil(PAGE_LEN).min(self.len / PAGE_LEN));
-                at = hole;
-            }
-        }
-        Ok(touched)
+        self.own.keys().copied().collect()
     }
 
     fn page(&self, number: u64) -> io::Result<Box<[u8; PAGE]>> {

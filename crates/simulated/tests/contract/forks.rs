@@ -1,13 +1,15 @@
 //! Many from one: forks share a bundle's files, and nothing else.
 
-use std::fs;
+use std::fs::{self, File};
 
+use hearth_simulated::guest::Params;
 use serde_json::json;
 
 use crate::host::{Bundle, Lab, on_disk};
-use crate::save::assert_marks;
+use crate::save::{assert_marks, has_mark};
 
 const PAGE: u64 = 4096;
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 pub async fn forks_run_side_by_side_and_leave_their_bundle_as_it_was(lab: Lab) {
     let bundle = lab.bundle().await;
@@ -24,7 +26,7 @@ pub async fn forks_run_side_by_side_and_leave_their_bundle_as_it_was(lab: Lab) {
     }
     assert!(contents(&bundle) == (vmstate, memory), "the bundle was written to");
     // What one of them saves is its own.
-    let own = lab.save(&mut forks[0], "own", "Diff").await;
+    let own = lab.save_onto(&bundle, &mut forks[0], "own").await;
     assert_marks(&lab, &own.memory(), own.tick);
     assert!(own.tick > bundle.tick);
     let tick = forks[1].tick();
@@ -63,24 +65,46 @@ pub async fn a_tracked_fork_writes_only_what_it_changed_onto_a_clone(lab: Lab) {
     fork.kill().await;
 
     // Onto a clone of what it was loaded from, it is whole.
-    let clone = clone_of(&lab, &bundle);
     let more = json!({ "resume_vm": true, "track_dirty_pages": true });
     let (mut fork, answer) = lab.load("other", &bundle, more).await;
     answer.done();
     fork.ticks_beyond(bundle.tick + 2).await;
-    let whole = lab.save(&mut fork, "clone", "Diff").await;
+    let whole = lab.save_onto(&bundle, &mut fork, "clone").await;
     assert_marks(&lab, &whole.memory(), whole.tick);
-    assert!(on_disk(&whole.memory()) >= clone, "merged into what was there");
     let grandchild = lab.restore("grandchild", &whole).await;
     grandchild.ticks_beyond(whole.tick).await;
     assert_eq!(grandchild.ticks()[0], whole.tick + 1);
+}
+
+/// Without tracking, a `Diff` holds of what was loaded only what happens to be in the page cache: it
+/// is whole on a clone of that, and nowhere else.
+pub async fn an_untracked_fork_s_diff_is_whole_on_a_clone_only(lab: Lab) {
+    let params = Params { pages: 16, stride: 6144, step: 5, per_tick: 0, ..lab.params };
+    let lab = lab.with_guest(params);
+    let mut vmm = lab.boot_with("source", json!({ "mem_size_mib": params.memory_mib() })).await;
+    let bundle = lab.save(&mut vmm, "bundle", "Diff").await;
+    vmm.kill().await;
+    let mut fork = lab.restore("fork", &bundle).await;
+    fork.ticks_beyond(bundle.tick).await;
+    fork.pause().await.done();
+    // As when memory was short.
+    let memory = File::open(bundle.memory()).expect("there");
+    rustix::fs::fadvise(&memory, 0, None, rustix::fs::Advice::DontNeed).expect("advised");
+    let alone = lab.save(&mut fork, "alone", "Diff").await;
+    let lacking = (0..params.pages).filter(|page| !has_mark(&lab, &alone.memory(), *page)).count();
+    let kept_by_the_file_system = rustix::fs::fstatfs(&memory).expect("there").f_type == TMPFS_MAGIC;
+    assert!(lacking > 0 || kept_by_the_file_system, "it was whole");
+    let whole = lab.save_onto(&bundle, &mut fork, "whole").await;
+    assert_marks(&lab, &whole.memory(), whole.tick);
+    let fork = lab.restore("other", &whole).await;
+    fork.ticks_beyond(whole.tick).await;
 }
 
 pub async fn a_fork_of_a_fork_goes_on(lab: Lab) {
     let first = lab.bundle().await;
     let mut fork = lab.restore("fork", &first).await;
     fork.ticks_beyond(first.tick + 1).await;
-    let second = lab.save(&mut fork, "second", "Diff").await;
+    let second = lab.save_onto(&first, &mut fork, "second").await;
     let before = (contents(&first), contents(&second));
     fork.kill().await;
     let grandchild = lab.restore("grandchild", &second).await;
@@ -132,14 +156,4 @@ pub async fn a_loaded_guest_is_saved_before_it_ever_ran(lab: Lab) {
 
 fn contents(bundle: &Bundle) -> (Vec<u8>, Vec<u8>) {
     (fs::read(bundle.vmstate()).expect("there"), fs::read(bundle.memory()).expect("there"))
-}
-
-/// A sparse copy of a bundle's memory in the directory `clone`; how much of it is on disk.
-fn clone_of(lab: &Lab, bundle: &Bundle) -> u64 {
-    let dir = lab.path("clone");
-    fs::create_dir(&dir).expect("made");
-    let mut copy = std::process::Command::new("cp");
-    copy.arg("--sparse=always").arg(bundle.memory()).arg(dir.join("memory"));
-    assert!(copy.status().expect("cp").success());
-    on_disk(&dir.join("memory"))
 }

@@ -107,6 +107,14 @@ impl Lab {
         Ok(Self { dir, program, kernel, params, simulated, started_by: Vec::new() })
     }
 
+    /// With another guest.
+    pub fn with_guest(mut self, params: Params) -> Self {
+        let make = if self.simulated { guest::describe } else { guest::assemble };
+        self.kernel = make(self.dir.path(), &params).expect("it could be made before");
+        self.params = params;
+        self
+    }
+
     /// Starts every VMM in a network of its own, where it may make taps; `None` where that may not
     /// be, which is said. The simulated one opens none.
     pub fn with_networks(mut self) -> Option<Self> {
@@ -203,6 +211,16 @@ impl Lab {
         vmm.pause().await.done();
         vmm.save(kind, &dir.join("vmstate"), &dir.join("memory")).await.done();
         Bundle { dir, tick: vmm.tick() }
+    }
+
+    /// The same onto a clone of the memory that it was loaded from.
+    pub async fn save_onto(&self, base: &Bundle, vmm: &mut Vmm, name: &str) -> Bundle {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).expect("a directory");
+        let mut copy = std::process::Command::new("cp");
+        copy.arg("--sparse=always").arg(base.memory()).arg(dir.join("memory"));
+        assert!(copy.status().expect("cp").success());
+        self.save(vmm, name, "Diff").await
     }
 
     /// A VMM in a new directory, its console named, and this bundle loaded into it with `more`.

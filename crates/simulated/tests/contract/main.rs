@@ -84,6 +84,7 @@ on_both!(
         forks_run_side_by_side_and_leave_their_bundle_as_it_was,
         forks_of_a_paused_source_run_beside_it,
         a_tracked_fork_writes_only_what_it_changed_onto_a_clone,
+        an_untracked_fork_s_diff_is_whole_on_a_clone_only,
         a_fork_of_a_fork_goes_on,
         a_fork_has_another_tap_beside_its_living_source,
         a_loaded_guest_is_saved_before_it_ever_ran;
