@@ -52,6 +52,7 @@ pub async fn a_tracked_fork_writes_only_what_it_changed_onto_a_clone(lab: Lab) {
     let bundle = lab.bundle().await;
     let (mut fork, answer) = lab.load("fork", &bundle, json!({ "resume_vm": true, "track_dirty_pages": true })).await;
     answer.done();
+    assert_eq!(fork.get("/machine-config").await.json()["track_dirty_pages"], true);
     fork.ticks_beyond(bundle.tick).await;
     let (changes, tick) = {
         let changes = lab.save(&mut fork, "changes", "Diff").await;

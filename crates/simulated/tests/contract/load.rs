@@ -143,6 +143,13 @@ pub async fn what_is_not_there_ends_it(lab: Lab) {
     let (vmm, answer) = lab.load("two", &bundle, memory).await;
     answer.refused(&format!("{MEMORY}Failed to load guest memory: {NONE}"));
     ended(vmm, &["api.sock", "disks", "vmm.log"]).await;
+    let mut vmm = lab.launch("three").await;
+    vmm.put("/serial", json!({ "serial_out_path": "no/where" })).await.done();
+    vmm.put("/snapshot/load", bundle.body(json!({}))).await.refused(&format!(
+        "Load snapshot error: Failed to restore from snapshot: Failed to build microVM from snapshot: Failed to \
+         restore devices: Error creating DeviceManager: Error with EventFd: {NONE}"
+    ));
+    ended(vmm, &["api.sock", "disks", "vmm.log"]).await;
 }
 
 pub async fn a_truncated_memory_ends_it(lab: Lab) {

@@ -49,7 +49,9 @@ on_both!(
         pausing_and_resuming_again_change_nothing,
         a_drive_is_changed_while_it_runs_and_not_to_what_is_not_there,
         a_guest_without_a_driver_leaves_its_callers_waiting,
-        keys_that_nobody_reads_do_nothing;
+        keys_that_nobody_reads_do_nothing,
+        a_guest_that_halts_goes_on_halting_after_a_load,
+        a_guest_that_spins_is_paused_and_saved_too;
     save:
         a_running_guest_is_not_saved,
         a_diff_into_a_new_file_holds_what_was_touched_and_loads_alone,

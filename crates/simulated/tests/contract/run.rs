@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use hearth_simulated::guest::{After, Params};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::host::{Lab, MEMORY_MIB};
+use crate::host::{Lab, MEMORY_MIB, until};
 
 const POSTBOOT: &str = "The requested operation is not supported after starting the microVM.";
 
@@ -114,4 +115,37 @@ pub async fn keys_that_nobody_reads_do_nothing(lab: Lab) {
     let tick = vmm.tick();
     vmm.ticks_beyond(tick + 1).await;
     vmm.lives();
+}
+
+pub async fn a_guest_that_halts_goes_on_halting_after_a_load(lab: Lab) {
+    let params = Params { after: After::Halt, ..lab.params };
+    let lab = lab.with_guest(params);
+    let mut vmm = lab.launch("web").await;
+    vmm.configure(&lab.kernel, json!({})).await;
+    vmm.put("/actions", json!({ "action_type": "InstanceStart" })).await.done();
+    let printed = format!("hearth guest: pages {}\nhalted\n", params.pages);
+    until("the guest to halt", async || (vmm.serial() == printed).then_some(())).await;
+    let bundle = lab.save(&mut vmm, "bundle", "Diff").await;
+    crate::save::assert_marks(&lab, &bundle.memory(), 0);
+    let mut fork = lab.restore("fork", &bundle).await;
+    assert_eq!(fork.state().await, "Running");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(fork.serial(), "");
+    fork.lives();
+}
+
+pub async fn a_guest_that_spins_is_paused_and_saved_too(lab: Lab) {
+    let params = Params { after: After::Spin, ..lab.params };
+    let lab = lab.with_guest(params);
+    let mut vmm = lab.launch("web").await;
+    vmm.configure(&lab.kernel, json!({})).await;
+    vmm.put("/actions", json!({ "action_type": "InstanceStart" })).await.done();
+    until("the guest to spin", async || vmm.serial().ends_with("spinning\n").then_some(())).await;
+    let bundle = lab.save(&mut vmm, "bundle", "Diff").await;
+    vmm.kill().await;
+    let (mut fork, answer) = lab.load("fork", &bundle, json!({ "track_dirty_pages": true })).await;
+    answer.done();
+    fork.resume().await.done();
+    fork.pause().await.done();
+    assert_eq!(fork.state().await, "Paused");
 }
