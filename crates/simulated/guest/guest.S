@@ -8,6 +8,7 @@
  *          PER_TICK more pages of the order and prints `tick N`. N is kept in a register and in
  *          memory: where they differ, registers and memory come from two different moments, and it
  *          prints `torn` instead.
+ *   LISTEN as COUNT, and can be called over vsock (listen.c).
  *   HALT   prints `halted` and sleeps for ever with interrupts off.
  *   SPIN   prints `spinning` and takes the whole CPU.
  *
@@ -15,7 +16,7 @@
  * order is i = (n * STEP) mod PAGES; page i lies at BASE + i * STRIDE * 4096.
  *
  * Set by -D, see src/guest.rs: PAGES, STRIDE, STEP, PER_TICK, HZ, and one of AFTER_COUNT,
- * AFTER_HALT, AFTER_SPIN. The words after `hearth-guest-1` in .note say the same to a simulated
+ * AFTER_LISTEN (AFTER_COUNT too), AFTER_HALT, AFTER_SPIN. The words after `hearth-guest-1` in .note say the same to a simulated
  * VMM, which does not execute this but does what it would.
  */
         .intel_syntax noprefix
@@ -47,6 +48,9 @@ _start:
         call    touch
 
 #if defined(AFTER_COUNT)
+#if defined(AFTER_LISTEN)
+        call    listen_start
+#endif
         call    start_clock
 1:      sti
         hlt                             /* sti takes effect after hlt: no tick is missed */
@@ -55,6 +59,9 @@ _start:
         je      1b
         mov     dword ptr fired[rip], 0
         call    count
+#if defined(AFTER_LISTEN)
+        call    listen_look
+#endif
         jmp     1b
 #elif defined(AFTER_HALT)
         lea     rsi, halted[rip]

@@ -1,7 +1,8 @@
-//! The guest without a kernel (`guest/guest.S`): built for a real VMM, described for a simulated one.
+//! The guest without a kernel (`guest/`): built for a real VMM, described for a simulated one.
 //!
-//! What it does stands at the head of its source. In: [`Params`]. Out: an ELF file that Firecracker
-//! boots as a kernel, with any drives, a vsock or a network card beside it, which it ignores.
+//! What it does stands at the head of its sources. In: [`Params`]. Out: an ELF file that Firecracker
+//! boots as a kernel, with any drives, a vsock or a network card beside it. It ignores them, but for
+//! the vsock when it listens.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +11,13 @@ use std::{fmt, fs, io};
 use serde::{Deserialize, Serialize};
 
 const SOURCE: &str = include_str!("../guest/guest.S");
+/// Its driver for a vsock device.
+const LISTEN: &str = include_str!("../guest/listen.c");
+/// What gcc is told for every guest: nothing that needs a kernel, a library or a wide register.
+const FLAGS: &str = "-O1 -ffreestanding -fno-builtin -fno-stack-protector -fcf-protection=none -mgeneral-regs-only \
+                     -mno-red-zone -fno-pic -fno-tree-loop-distribute-patterns -fno-asynchronous-unwind-tables \
+                     -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-N -Wl,-z,noexecstack \
+                     -Wl,--no-warn-rwx-segments -Wl,-Ttext=0x100000";
 /// What precedes the parameters in every kernel file of this guest.
 const NOTE: &[u8] = b"hearth-guest-1 ";
 /// Where its first page lies.
@@ -26,6 +34,9 @@ pub const MARK: u64 = 0x6865_6172_7468_0000;
 pub enum After {
     /// Counts ticks and prints them; sleeps between them.
     Count,
+    /// The same, and sends back what it is sent on port 52 of its vsock. It looks for that once a
+    /// tick.
+    Listen,
     /// Sleeps for ever.
     Halt,
     /// Takes a CPU for ever.
@@ -129,25 +140,33 @@ impl fmt::Display for Params {
 /// [`GuestError`]; `NoCompiler` is no failure of anybody's.
 pub fn assemble(dir: &Path, params: &Params) -> Result<PathBuf, GuestError> {
     params.check()?;
-    let (source, kernel) = (dir.join("guest.S"), dir.join("guest"));
-    fs::write(&source, SOURCE).map_err(|error| GuestError::Write { path: source.clone(), source: error })?;
-    let after = match params.after {
-        After::Count => "AFTER_COUNT",
-        After::Halt => "AFTER_HALT",
-        After::Spin => "AFTER_SPIN",
+    let kernel = dir.join("guest");
+    let mut sources = Vec::new();
+    for (name, text) in [("guest.S", SOURCE), ("listen.c", LISTEN)] {
+        if name == "guest.S" || params.after == After::Listen {
+            let path = dir.join(name);
+            fs::write(&path, text).map_err(|source| GuestError::Write { path: path.clone(), source })?;
+            sources.push(path);
+        }
+    }
+    let after: &[&str] = match params.after {
+        After::Count => &["-DAFTER_COUNT"],
+        After::Listen => &["-DAFTER_COUNT", "-DAFTER_LISTEN"],
+        After::Halt => &["-DAFTER_HALT"],
+        After::Spin => &["-DAFTER_SPIN"],
     };
     let gcc = Command::new("gcc")
-        .args(["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-N", "-Wl,--no-warn-rwx-segments"])
-        .arg("-Wl,-Ttext=0x100000")
+        .args(FLAGS.split_whitespace())
         .arg(format!("-DPAGES={}", params.pages))
         .arg(format!("-DSTRIDE={}", params.stride))
         .arg(format!("-DSTEP={}", params.step))
         .arg(format!("-DPER_TICK={}", params.per_tick))
         .arg(format!("-DHZ={}", params.hz))
-        .arg(format!("-D{after}"))
+        .args(after)
         .arg(format!("-DPARAMETERS={:?}", params.to_string()))
         .arg("-o")
-        .args([&kernel, &source])
+        .arg(&kernel)
+        .args(&sources)
         .output();
     match gcc {
         Ok(output) if output.status.success() => Ok(kernel),
@@ -181,7 +200,7 @@ mod tests {
     #[test]
     fn a_kernel_file_says_what_its_guest_does() {
         let dir = tempfile::tempdir().expect("directory");
-        let params = Params { pages: 300, stride: 2, step: 7, per_tick: 3, hz: 20, after: After::Halt };
+        let params = Params { pages: 300, stride: 2, step: 7, per_tick: 3, hz: 20, after: After::Listen };
         let described = fs::read(describe(dir.path(), &params).expect("written")).expect("there");
         assert_eq!(Params::of_kernel(&described), Some(params));
         match assemble(dir.path(), &params) {

@@ -6,7 +6,8 @@
 //! required, paths resolved against its working directory, sockets bound, left behind and in the
 //! way. What it runs depends on the kernel it is given:
 //!
-//! - the guest of [`guest`]: its serial output, its ticks, its touched pages, without executing it;
+//! - the guest of [`guest`]: its serial output, its ticks, its touched pages and what it sends back
+//!   over vsock, without executing it;
 //! - any other ELF file: a guest with Hearth's agent behind vsock port 52
 //!   ([`hearth_agent_client::fake::FakeGuest`]). Its state lies in guest memory, so a snapshot
 //!   carries it, and forks of it go different ways.

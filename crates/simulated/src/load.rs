@@ -44,7 +44,7 @@ fn restore(params: &LoadSnapshot, setup: &mut Setup, faults: &Arc<Faults>) -> Re
     let mut door = None;
     if let Some(config) = &state.devices.vsock {
         let opened = vsock::bind(&config.uds_path)
-            .and_then(|bound| Door::open(bound, guest.agent(), true, Arc::clone(faults)))
+            .and_then(|bound| Door::open(bound, guest.listener(), Some(state.next_port), Arc::clone(faults)))
             .map_err(|error| {
                 of_devices(format!("VsockUnixBackend: Error binding to the host-side Unix socket: {error}"))
             })?;

@@ -238,7 +238,7 @@ impl Machine {
                  image: Kernel Loader: failed to load ELF kernel image: Kernel Loader: {why}"
             ))
         })?;
-        let door = setup.door.take().map(|door| Door::open(door, guest.agent(), false, Arc::clone(&self.faults)));
+        let door = setup.door.take().map(|door| Door::open(door, guest.listener(), None, Arc::clone(&self.faults)));
         let door = door.transpose().map_err(|error| refused(format!("Could not attach device: {error}")))?;
         let devices = setup.devices.clone();
         let disks = std::mem::take(&mut setup.disks);
@@ -399,6 +399,9 @@ impl Vm {
         crate::log::say("main", "Artificially kick devices");
         if let Some(door) = &self.door {
             door.resumed(self.reset);
+            if self.reset {
+                self.guest.was_reset(&self.serial);
+            }
         }
         self.reset = false;
         if self.running.is_none() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hearth_agent_client::fake::FakeGuest;
 use serde::{Deserialize, Serialize};
+use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -110,6 +111,7 @@ impl Guest {
                 memory.lock().write(TICKS, &0u64.to_le_bytes()).map_err(|error| error.to_string())?;
                 match params.after {
                     After::Count => {}
+                    After::Listen => serial.write("listening\n"),
                     After::Halt => serial.write("halted\n"),
                     After::Spin => serial.write("spinning\n"),
                 }
@@ -170,7 +172,7 @@ impl Guest {
             Self::Counter(counter) => {
                 let counter = Arc::clone(counter);
                 tokio::spawn(async move {
-                    let Params { hz, after: After::Count, .. } = lock(&counter).params else { return };
+                    let Params { hz, after: After::Count | After::Listen, .. } = lock(&counter).params else { return };
                     let mut clock = tokio::time::interval(Duration::from_secs(1) / hz);
                     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                     clock.tick().await;
@@ -185,17 +187,48 @@ impl Guest {
         }
     }
 
-    /// The agent behind its vsock, if it has one.
-    pub(crate) fn agent(&self) -> Option<FakeGuest> {
+    /// Who listens behind its vsock, if somebody does.
+    pub(crate) fn listener(&self) -> Option<Listener> {
         match self {
-            Self::Agent(guest) => Some(guest.clone()),
-            Self::Counter(_) | Self::Dead => None,
+            Self::Agent(guest) => Some(Listener::Agent(guest.clone())),
+            Self::Counter(counter) => (lock(counter).params.after == After::Listen).then_some(Listener::Echo),
+            Self::Dead => None,
+        }
+    }
+
+    /// It has found that its vsock was reset.
+    pub(crate) fn was_reset(&self, serial: &Serial) {
+        if matches!(self.listener(), Some(Listener::Echo)) {
+            serial.write("reset\n");
         }
     }
 
     /// Whether it ends when the three keys are pressed.
     pub(crate) fn ends_on_ctrl_alt_del(&self) -> bool {
         matches!(self, Self::Agent(_))
+    }
+}
+
+/// Who listens on the guest's port of the vsock.
+#[derive(Debug, Clone)]
+pub(crate) enum Listener {
+    /// Hearth's agent.
+    Agent(FakeGuest),
+    /// One that sends back what it is sent.
+    Echo,
+}
+
+impl Listener {
+    /// Serves one connection until its end.
+    pub(crate) fn serve(&self, stream: DuplexStream) -> JoinHandle<()> {
+        match self {
+            Self::Agent(guest) => guest.serve(stream),
+            Self::Echo => tokio::spawn(async move {
+                let (mut from, mut to) = tokio::io::split(stream);
+                // A connection's errors are its end.
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            }),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::machine::Vm;
 use crate::request::CreateSnapshot;
 use crate::vmstate::{VERSION, VmState};
+use crate::vsock::{Door, FIRST_PORT};
 
 /// Saves; the error is what follows "Create snapshot error".
 pub(crate) fn save(vm: &mut Vm, params: &CreateSnapshot) -> Result<(), String> {
@@ -15,7 +16,13 @@ pub(crate) fn save(vm: &mut Vm, params: &CreateSnapshot) -> Result<(), String> {
     // Told to the guest before anything can fail.
     vm.reset = true;
     let vcpu = vm.guest.save(&vm.memory).map_err(|why| of_state(&why))?;
-    let state = VmState { version: VERSION.to_owned(), realtime: vm.realtime, devices: vm.devices.clone(), vcpu };
+    let state = VmState {
+        version: VERSION.to_owned(),
+        realtime: vm.realtime,
+        next_port: vm.door.as_ref().map_or(FIRST_PORT, Door::next_port),
+        devices: vm.devices.clone(),
+        vcpu,
+    };
     state.save(&params.snapshot_path)?;
     vm.memory.lock().save(&params.mem_file_path, params.snapshot_type)
 }

@@ -21,6 +21,8 @@ pub(crate) struct VmState {
     pub(crate) version: String,
     /// Whether the clock's state has the wall clock in it.
     pub(crate) realtime: bool,
+    /// The host's port of the vsock's next connection.
+    pub(crate) next_port: u32,
     pub(crate) devices: Devices,
     pub(crate) vcpu: Vcpu,
 }

@@ -12,13 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hearth_agent_client::VSOCK_PORT;
-use hearth_agent_client::fake::FakeGuest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::faults::{Answer, Faults, When};
+use crate::running::Listener;
+
+/// The host's port of the first connection.
+pub(crate) const FIRST_PORT: u32 = 1 << 30;
 
 /// What is between host and guest.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +39,7 @@ struct Link {
 #[derive(Debug)]
 pub(crate) struct Door {
     link: watch::Sender<Link>,
+    next_port: Arc<AtomicU32>,
     accepting: JoinHandle<()>,
 }
 
@@ -53,12 +57,24 @@ pub(crate) fn bind(path: &str) -> io::Result<Bound> {
 }
 
 impl Door {
-    /// Opens it to a paused guest: a booted one, or one whose driver was there when it was saved.
-    pub(crate) fn open(bound: Bound, guest: Option<FakeGuest>, loaded: bool, faults: Arc<Faults>) -> io::Result<Self> {
+    /// Opens it to a paused guest: a booted one, or, with the host's next port, one whose driver was
+    /// there when it was saved.
+    pub(crate) fn open(
+        bound: Bound,
+        guest: Option<Listener>,
+        loaded: Option<u32>,
+        faults: Arc<Faults>,
+    ) -> io::Result<Self> {
         let listener = UnixListener::from_std(bound)?;
-        let link = watch::Sender::new(Link { active: loaded, ..Link::default() });
-        let accepting = tokio::spawn(accept(listener, link.clone(), guest, faults));
-        Ok(Self { link, accepting })
+        let link = watch::Sender::new(Link { active: loaded.is_some(), ..Link::default() });
+        let next_port = Arc::new(AtomicU32::new(loaded.unwrap_or(FIRST_PORT)));
+        let accepting = tokio::spawn(accept(listener, link.clone(), guest, Arc::clone(&next_port), faults));
+        Ok(Self { link, next_port, accepting })
+    }
+
+    /// The host's port of the next connection, which a snapshot keeps.
+    pub(crate) fn next_port(&self) -> u32 {
+        self.next_port.load(Ordering::Relaxed)
     }
 
     /// The guest runs; `reset` says whether there is a reset that it has not seen yet.
@@ -79,17 +95,22 @@ impl Door {
     }
 }
 
-async fn accept(listener: UnixListener, link: watch::Sender<Link>, guest: Option<FakeGuest>, faults: Arc<Faults>) {
-    let ports = Arc::new(AtomicU32::new(1 << 30));
+async fn accept(
+    listener: UnixListener,
+    link: watch::Sender<Link>,
+    guest: Option<Listener>,
+    next_port: Arc<AtomicU32>,
+    faults: Arc<Faults>,
+) {
     loop {
         until(&link, |link| link.running).await;
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (link, guest, faults) = (link.clone(), guest.clone(), Arc::clone(&faults));
-                let port = ports.fetch_add(1, Ordering::Relaxed);
+                let next_port = Arc::clone(&next_port);
                 tokio::spawn(async move {
                     // A connection's errors are its end, and nobody's concern.
-                    let _ = connection(stream, port, &link, guest, &faults).await;
+                    let _ = connection(stream, &next_port, &link, guest, &faults).await;
                 });
             }
             Err(error) => crate::log::say("main", format_args!("vsock: unable to accept local connection: {error}")),
@@ -99,12 +120,13 @@ async fn accept(listener: UnixListener, link: watch::Sender<Link>, guest: Option
 
 async fn connection(
     mut stream: UnixStream,
-    local_port: u32,
+    next_port: &AtomicU32,
     link: &watch::Sender<Link>,
-    guest: Option<FakeGuest>,
+    guest: Option<Listener>,
     faults: &Faults,
 ) -> io::Result<()> {
     let Some(port) = named_port(&mut stream).await? else { return Ok(()) };
+    let local_port = next_port.fetch_add(1, Ordering::Relaxed);
     if faults.meet("vsock", &port.to_string())?.happen(When::Before).await != Answer::AsItIs {
         return Ok(());
     }

@@ -11,6 +11,7 @@ mod load;
 mod process;
 mod run;
 mod save;
+mod vsock;
 
 macro_rules! on_both {
     ($($chapter:ident: $($story:ident),* $(,)?;)*) => {
@@ -90,6 +91,12 @@ on_both!(
         a_fork_of_a_fork_goes_on,
         a_fork_has_another_tap_beside_its_living_source,
         a_loaded_guest_is_saved_before_it_ever_ran;
+    vsock:
+        a_guest_that_listens_is_called_on_its_port_only,
+        connections_do_not_outlast_a_snapshot_and_learn_it_when_they_speak,
+        a_loaded_guest_is_called_anew,
+        a_bare_pause_and_resume_hangs_it_and_a_snapshot_heals_it,
+        a_resume_of_a_guest_that_runs_hangs_it;
     process:
         it_says_its_version,
         what_it_does_not_know_ends_it_at_once,
