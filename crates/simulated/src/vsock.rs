@@ -2,7 +2,8 @@
 //!
 //! As on Firecracker: the socket's file must not be there before, and stays behind. Connections are
 //! not carried over a snapshot: once the guest runs again its ends of them are reset, and the host
-//! learns of it when it next sends something. And its defect of 1.16.0 and 1.16.1: every resume
+//! learns of it when it next sends something. A connection made between a load and its resume is let
+//! in before the guest has found that reset, and may be lost to it; here it always is. And the defect of 1.16.0 and 1.16.1: every resume
 //! after which the guest finds no reset to acknowledge (that is, with no snapshot or load since the
 //! last one) stops everything from host to guest, new connections too, until the next snapshot.
 
@@ -27,6 +28,8 @@ pub(crate) const FIRST_PORT: u32 = 1 << 30;
 #[derive(Debug, Clone, Copy, Default)]
 struct Link {
     running: bool,
+    /// Whether it was loaded and has not run since: callers are let in already.
+    fresh: bool,
     /// Whether the guest's driver has been there: of one that has not, nobody expects anything.
     active: bool,
     /// Whether what the host sends waits for an acknowledgement that does not come.
@@ -66,7 +69,7 @@ impl Door {
         faults: Arc<Faults>,
     ) -> io::Result<Self> {
         let listener = UnixListener::from_std(bound)?;
-        let link = watch::Sender::new(Link { active: loaded.is_some(), ..Link::default() });
+        let link = watch::Sender::new(Link { active: loaded.is_some(), fresh: loaded.is_some(), ..Link::default() });
         let next_port = Arc::new(AtomicU32::new(loaded.unwrap_or(FIRST_PORT)));
         let accepting = tokio::spawn(accept(listener, link.clone(), guest, Arc::clone(&next_port), faults));
         Ok(Self { link, next_port, accepting })
@@ -85,6 +88,7 @@ impl Door {
             }
             link.stuck = link.active && !reset;
             link.active = true;
+            link.fresh = false;
             link.running = true;
         });
     }
@@ -103,7 +107,7 @@ async fn accept(
     faults: Arc<Faults>,
 ) {
     loop {
-        until(&link, |link| link.running).await;
+        until(&link, |link| link.running || link.fresh).await;
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (link, guest, faults) = (link.clone(), guest.clone(), Arc::clone(&faults));
@@ -130,6 +134,7 @@ async fn connection(
     if faults.meet("vsock", &port.to_string())?.happen(When::Before).await != Answer::AsItIs {
         return Ok(());
     }
+    let too_early = link.borrow().fresh;
     until(link, |link| link.running && !link.stuck).await;
     // Without a driver in the guest there is nobody to refuse.
     let Some(guest) = guest else { std::future::pending().await };
@@ -138,6 +143,9 @@ async fn connection(
     }
     let resets = link.borrow().resets;
     stream.write_all(format!("OK {local_port}\n").as_bytes()).await?;
+    if too_early {
+        return forgotten(&mut stream).await;
+    }
     let (ours, guests) = tokio::io::duplex(64 * 1024);
     let serving = guest.serve(guests);
     tokio::select! {
@@ -147,10 +155,14 @@ async fn connection(
         }
         () = until(link, |link| link.running && link.resets != resets) => {
             serving.abort();
-            // The guest knows nothing of it any more, and says so when it is spoken to.
-            stream.read(&mut [0; 1]).await.map(drop)
+            forgotten(&mut stream).await
         }
     }
+}
+
+/// The guest knows nothing of it any more, and says so when it is spoken to.
+async fn forgotten(stream: &mut UnixStream) -> io::Result<()> {
+    stream.read(&mut [0; 1]).await.map(drop)
 }
 
 /// The port of a connection's first line; `None` when it is not such a line.

@@ -95,6 +95,7 @@ on_both!(
         a_guest_that_listens_is_called_on_its_port_only,
         connections_do_not_outlast_a_snapshot_and_learn_it_when_they_speak,
         a_loaded_guest_is_called_anew,
+        a_caller_between_load_and_resume_is_answered_and_may_be_lost,
         a_bare_pause_and_resume_hangs_it_and_a_snapshot_heals_it,
         a_resume_of_a_guest_that_runs_hangs_it;
     process:
