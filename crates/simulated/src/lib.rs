@@ -1,7 +1,7 @@
 //! A double of Firecracker 1.16.1, and a guest without a kernel, for tests.
 //!
 //! The binary `hearth-simulated-vmm` has Firecracker's command line and speaks its API on a Unix
-//! socket. It needs no KVM and no root, starts in a millisecond, and does everything that a client
+//! socket. It needs no KVM and no root, starts at once, and does everything that a client
 //! can see: states, refusals with their exact text, exits and exit codes, files written and
 //! required, paths resolved against its working directory, sockets bound, left behind and in the
 //! way. What it runs depends on the kernel it is given:

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::TaskTracker;
@@ -24,6 +25,11 @@ use crate::request;
 
 /// The largest body, in bytes.
 const MAX_BODY: usize = 51200;
+/// How many connections are served at once.
+const MAX_CONNECTIONS: usize = 10;
+/// What one more is told.
+const FULL: &[u8] = b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n\
+                      { \"error\": \"Too many open connections\" }";
 const THREAD: &str = "fc_api";
 
 /// What all connections share.
@@ -49,6 +55,10 @@ impl Server {
         say(THREAD, "API server started.");
         loop {
             match listener.accept().await {
+                Ok((mut stream, _)) if self.connections.len() >= MAX_CONNECTIONS => {
+                    // Whoever does not read it has gone already.
+                    let _ = stream.write_all(FULL).await;
+                }
                 Ok((stream, _)) => {
                     self.connections.spawn(self.clone().connection(stream));
                 }

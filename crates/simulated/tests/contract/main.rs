@@ -105,5 +105,6 @@ on_both!(
         a_socket_that_is_taken_or_cannot_be_ends_it,
         killed_it_leaves_its_sockets,
         a_request_that_is_too_large_is_refused_and_the_next_is_served,
-        it_takes_several_connections;
+        it_takes_several_connections,
+        the_eleventh_connection_is_refused;
 );

@@ -7,6 +7,7 @@ use std::process::Output;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::host::{Lab, names};
@@ -95,6 +96,34 @@ pub async fn it_takes_several_connections(lab: Lab) {
         connection.await.expect("ends").expect("cleanly");
     }
     assert_eq!(vmm.state().await, "Running");
+}
+
+pub async fn the_eleventh_connection_is_refused(lab: Lab) {
+    let mut vmm = lab.launch("new").await;
+    let socket = vmm.dir.join("api.sock");
+    let mut others = Vec::new();
+    for _ in 0..9 {
+        let mut stream = UnixStream::connect(&socket).await.expect("it listens");
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("taken");
+        assert_eq!(stream.read_u8().await.expect("served"), b'H');
+        others.push(stream);
+    }
+    let mut refusal = String::new();
+    let mut one_more = UnixStream::connect(&socket).await.expect("it listens");
+    let read = one_more.read_to_string(&mut refusal);
+    tokio::time::timeout(crate::host::PATIENCE, read).await.expect("an end").expect("text");
+    assert!(refusal.starts_with("HTTP/1.1 503"), "{refusal}");
+    assert!(refusal.ends_with(r#"{ "error": "Too many open connections" }"#), "{refusal}");
+    assert_eq!(vmm.state().await, "Not started");
+    drop(others);
+    crate::host::until("room for another", async || {
+        let mut stream = UnixStream::connect(&socket).await.expect("it listens");
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).await.ok()?;
+        line.ends_with(b"200").then_some(())
+    })
+    .await;
 }
 
 async fn run(lab: &Lab, dir: &Path, arguments: &[&str]) -> Output {

@@ -36,3 +36,12 @@ async fn bundle(lab: &Lab) -> Bundle {
     vmm.kill().await;
     bundle
 }
+
+/// What a story of another crate starts.
+#[test]
+fn the_program_is_found_or_built() {
+    let program = hearth_simulated::program().expect("built");
+    let output = std::process::Command::new(&program).arg("--version").output().expect("it starts");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("Firecracker v1.16.1\n"));
+    assert_eq!(hearth_simulated::program().expect("once"), program);
+}
