@@ -10,7 +10,7 @@
 //!     { "on": "start", "do": { "delay_ms": 200 } },
 //!     { "on": "PUT /snapshot/load", "nth": 1, "when": "after", "do": "exit" },
 //!     { "on": "PATCH /vm", "with": "Resumed", "do": { "error": 500 } } ],
-//!   "stable_tsc": false }
+//!   "stable_tsc": false, "boot_ms": 100 }
 //! ```
 //!
 //! | `on` | |
@@ -43,11 +43,14 @@ pub struct Plan {
     pub faults: Vec<Fault>,
     /// Whether the host's clock is such that a snapshot can be loaded with `clock_realtime`.
     pub stable_tsc: bool,
+    /// How many milliseconds a booted guest with an agent takes until that listens. In the first
+    /// half of them callers wait, as there is no driver; in the second they are turned away.
+    pub boot_ms: u64,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { faults: Vec::new(), stable_tsc: true }
+        Self { faults: Vec::new(), stable_tsc: true, boot_ms: 0 }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::request::{LoadSnapshot, MemBackendType};
 use crate::running::{Guest, Shared};
 use crate::serial::Serial;
 use crate::vmstate::VmState;
-use crate::vsock::{self, Door};
+use crate::vsock::{self, Door, Past};
 
 /// Loads; the error is what follows "Load snapshot error".
 pub(crate) fn load(params: &LoadSnapshot, setup: &mut Setup, faults: &Arc<Faults>) -> Result<Vm, String> {
@@ -43,8 +43,9 @@ fn restore(params: &LoadSnapshot, setup: &mut Setup, faults: &Arc<Faults>) -> Re
     let guest = Guest::restore(&state.vcpu, &memory).map_err(|error| of_devices(error.to_string()))?;
     let mut door = None;
     if let Some(config) = &state.devices.vsock {
+        let past = Past::Loaded { next_port: state.next_port };
         let opened = vsock::bind(&config.uds_path)
-            .and_then(|bound| Door::open(bound, guest.listener(), Some(state.next_port), Arc::clone(faults)))
+            .and_then(|bound| Door::open(bound, guest.listener(), past, Arc::clone(faults)))
             .map_err(|error| {
                 of_devices(format!("VsockUnixBackend: Error binding to the host-side Unix socket: {error}"))
             })?;

@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::net::UnixListener as Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -26,7 +27,7 @@ use crate::request::{
 };
 use crate::running::{Guest, Shared};
 use crate::serial::Serial;
-use crate::vsock::{self, Door};
+use crate::vsock::{self, Door, Past};
 use crate::{load, save};
 
 /// The version that is simulated.
@@ -238,11 +239,17 @@ impl Machine {
                  image: Kernel Loader: failed to load ELF kernel image: Kernel Loader: {why}"
             ))
         })?;
-        let door = setup.door.take().map(|door| Door::open(door, guest.listener(), None, Arc::clone(&self.faults)));
+        let plan = self.faults.plan().map_err(|error| refused(error.to_string()))?;
+        let takes = match &guest {
+            Guest::Agent(_) => Duration::from_millis(plan.boot_ms),
+            Guest::Counter(_) | Guest::Dead => Duration::ZERO,
+        };
+        let past = Past::Booted { takes };
+        let door = setup.door.take().map(|door| Door::open(door, guest.listener(), past, Arc::clone(&self.faults)));
         let door = door.transpose().map_err(|error| refused(format!("Could not attach device: {error}")))?;
         let devices = setup.devices.clone();
         let disks = std::mem::take(&mut setup.disks);
-        let realtime = self.faults.plan().map_err(|error| refused(error.to_string()))?.stable_tsc;
+        let realtime = plan.stable_tsc;
         let mut vm = Vm { devices, guest, memory, serial, door, disks, running: None, reset: false, realtime };
         vm.resume(&self.exit);
         self.phase = Phase::Built(vm);

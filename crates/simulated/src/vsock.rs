@@ -11,12 +11,14 @@ use std::io;
 use std::os::unix::net::UnixListener as Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use hearth_agent_client::VSOCK_PORT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::faults::{Answer, Faults, When};
 use crate::running::Listener;
@@ -36,6 +38,34 @@ struct Link {
     stuck: bool,
     /// Counts the resets.
     resets: u64,
+}
+
+/// What was with the guest before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Past {
+    /// Nothing: it boots, and takes so long until somebody listens.
+    Booted { takes: Duration },
+    /// It was saved.
+    Loaded { next_port: u32 },
+}
+
+/// When a guest that boots can be called.
+#[derive(Debug, Clone, Copy)]
+struct Boot {
+    /// From now on callers are told something.
+    driver: Instant,
+    /// From now on they are let in.
+    agent: Instant,
+}
+
+/// Where callers are received.
+#[derive(Debug, Clone)]
+struct Lobby {
+    link: watch::Sender<Link>,
+    guest: Option<Listener>,
+    boots: Option<Boot>,
+    next_port: Arc<AtomicU32>,
+    faults: Arc<Faults>,
 }
 
 /// The door of a machine that was built. Dropping it closes it; its file stays.
@@ -60,18 +90,21 @@ pub(crate) fn bind(path: &str) -> io::Result<Bound> {
 }
 
 impl Door {
-    /// Opens it to a paused guest: a booted one, or, with the host's next port, one whose driver was
-    /// there when it was saved.
-    pub(crate) fn open(
-        bound: Bound,
-        guest: Option<Listener>,
-        loaded: Option<u32>,
-        faults: Arc<Faults>,
-    ) -> io::Result<Self> {
+    /// Opens it to a paused guest: one that boots for so long, or one that was saved with its driver
+    /// there, and the host's next port.
+    pub(crate) fn open(bound: Bound, guest: Option<Listener>, past: Past, faults: Arc<Faults>) -> io::Result<Self> {
+        let (loaded, boots) = match past {
+            Past::Loaded { next_port } => (Some(next_port), None),
+            Past::Booted { takes } if takes.is_zero() => (None, None),
+            Past::Booted { takes } => {
+                (None, Some(Boot { driver: Instant::now() + takes / 2, agent: Instant::now() + takes }))
+            }
+        };
         let listener = UnixListener::from_std(bound)?;
         let link = watch::Sender::new(Link { active: loaded.is_some(), fresh: loaded.is_some(), ..Link::default() });
         let next_port = Arc::new(AtomicU32::new(loaded.unwrap_or(FIRST_PORT)));
-        let accepting = tokio::spawn(accept(listener, link.clone(), guest, Arc::clone(&next_port), faults));
+        let lobby = Lobby { link: link.clone(), guest, boots, next_port: Arc::clone(&next_port), faults };
+        let accepting = tokio::spawn(accept(listener, lobby));
         Ok(Self { link, next_port, accepting })
     }
 
@@ -99,22 +132,15 @@ impl Door {
     }
 }
 
-async fn accept(
-    listener: UnixListener,
-    link: watch::Sender<Link>,
-    guest: Option<Listener>,
-    next_port: Arc<AtomicU32>,
-    faults: Arc<Faults>,
-) {
+async fn accept(listener: UnixListener, lobby: Lobby) {
     loop {
-        until(&link, |link| link.running || link.fresh).await;
+        until(&lobby.link, |link| link.running || link.fresh).await;
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (link, guest, faults) = (link.clone(), guest.clone(), Arc::clone(&faults));
-                let next_port = Arc::clone(&next_port);
+                let lobby = lobby.clone();
                 tokio::spawn(async move {
                     // A connection's errors are its end, and nobody's concern.
-                    let _ = connection(stream, &next_port, &link, guest, &faults).await;
+                    let _ = lobby.receive(stream).await;
                 });
             }
             Err(error) => crate::log::say("main", format_args!("vsock: unable to accept local connection: {error}")),
@@ -122,40 +148,43 @@ async fn accept(
     }
 }
 
-async fn connection(
-    mut stream: UnixStream,
-    next_port: &AtomicU32,
-    link: &watch::Sender<Link>,
-    guest: Option<Listener>,
-    faults: &Faults,
-) -> io::Result<()> {
-    let Some(port) = named_port(&mut stream).await? else { return Ok(()) };
-    let local_port = next_port.fetch_add(1, Ordering::Relaxed);
-    if faults.meet("vsock", &port.to_string())?.happen(When::Before).await != Answer::AsItIs {
-        return Ok(());
-    }
-    let too_early = link.borrow().fresh;
-    until(link, |link| link.running && !link.stuck).await;
-    // Without a driver in the guest there is nobody to refuse.
-    let Some(guest) = guest else { std::future::pending().await };
-    if port != VSOCK_PORT {
-        return Ok(());
-    }
-    let resets = link.borrow().resets;
-    stream.write_all(format!("OK {local_port}\n").as_bytes()).await?;
-    if too_early {
-        return forgotten(&mut stream).await;
-    }
-    let (ours, guests) = tokio::io::duplex(64 * 1024);
-    let serving = guest.serve(guests);
-    tokio::select! {
-        ended = carry(&mut stream, ours, link) => {
-            serving.abort();
-            ended
+impl Lobby {
+    async fn receive(self, mut stream: UnixStream) -> io::Result<()> {
+        let Some(port) = named_port(&mut stream).await? else { return Ok(()) };
+        let local_port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        if self.faults.meet("vsock", &port.to_string())?.happen(When::Before).await != Answer::AsItIs {
+            return Ok(());
         }
-        () = until(link, |link| link.running && link.resets != resets) => {
-            serving.abort();
-            forgotten(&mut stream).await
+        let link = &self.link;
+        let too_early = link.borrow().fresh;
+        until(link, |link| link.running && !link.stuck).await;
+        // Without a driver in the guest there is nobody to refuse.
+        let Some(guest) = self.guest else { std::future::pending().await };
+        if let Some(boot) = self.boots {
+            tokio::time::sleep_until(boot.driver).await;
+            if Instant::now() < boot.agent {
+                return Ok(());
+            }
+        }
+        if port != VSOCK_PORT {
+            return Ok(());
+        }
+        let resets = link.borrow().resets;
+        stream.write_all(format!("OK {local_port}\n").as_bytes()).await?;
+        if too_early {
+            return forgotten(&mut stream).await;
+        }
+        let (ours, guests) = tokio::io::duplex(64 * 1024);
+        let serving = guest.serve(guests);
+        tokio::select! {
+            ended = carry(&mut stream, ours, link) => {
+                serving.abort();
+                ended
+            }
+            () = until(link, |link| link.running && link.resets != resets) => {
+                serving.abort();
+                forgotten(&mut stream).await
+            }
         }
     }
 }

@@ -162,6 +162,23 @@ async fn the_guest_s_door_fails_too() {
     assert_eq!(knock(&vmm).await.read_u8().await.expect("answered"), b'O');
 }
 
+#[tokio::test]
+async fn a_guest_that_boots_slowly_lets_callers_wait_then_turns_them_away_then_answers() {
+    let lab = lab();
+    let dir = lab.instance("web");
+    let slow = Plan { boot_ms: 800, ..Plan::default() };
+    fs::write(dir.join(FILE), serde_json::to_vec(&slow).expect("JSON")).expect("written");
+    let vmm = boot(&lab, "web").await;
+    let begun = Instant::now();
+    let mut turned_away = 0;
+    while knock(&vmm).await.read_u8().await.is_err() {
+        turned_away += 1;
+        assert!(begun.elapsed() >= Duration::from_millis(300), "the first one waits");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(turned_away > 0 && begun.elapsed() >= Duration::from_millis(700));
+}
+
 async fn knock(vmm: &Vmm) -> UnixStream {
     let mut stream = UnixStream::connect(vmm.dir.join("vsock.sock")).await.expect("the door is there");
     stream.write_all(b"CONNECT 52\n").await.expect("taken");
