@@ -18,8 +18,7 @@ mod snapshot;
 mod vsock;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -43,8 +42,19 @@ struct Inner {
     seat: Seat,
     /// Held while a request is under way.
     api: Mutex<Api>,
-    /// The guest was paused and not saved since: see [`snapshot::wake_vsock`].
-    paused_bare: AtomicBool,
+    /// Locked after `api`, and only for a moment.
+    vcpus: std::sync::Mutex<Vcpus>,
+}
+
+/// What is known of the vCPUs. A resume that is not needed, or follows a pause without a snapshot,
+/// cuts the guest off: see [`snapshot::wake_vsock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vcpus {
+    Running,
+    /// Loaded, or saved since they were paused: a resume is all that they need.
+    AtRest,
+    /// Paused and not saved since, or a request was cut off, or somebody else's.
+    Unknown,
 }
 
 /// Boots; vCPUs run when it returns.
@@ -52,7 +62,7 @@ pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Firecracker, LaunchError> 
     launch::check_boot_files(spec)?;
     let mut ready = launch::start(spec)?.ready().await?;
     match launch::configure(&mut ready, spec).await {
-        Ok(seat) => Ok(Firecracker::new(ready.process, seat, ready.api, false)),
+        Ok(seat) => Ok(Firecracker::new(ready.process, seat, ready.api, Vcpus::Running)),
         Err(error) => Err(ending::give_up(&ready.process, &spec.dir, error.into()).await),
     }
 }
@@ -61,14 +71,20 @@ pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Firecracker, LaunchError> 
 pub(crate) fn adopt(seat: &Seat) -> Result<Option<Firecracker>, AdoptError> {
     let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir)
         .map_err(|source| AdoptError::Look { pid: seat.pid, source })?;
-    // How it came to be paused, if it is, nobody knows.
-    Ok(found.map(|process| Firecracker::new(process, seat.clone(), Api::new(&seat.dir), true)))
+    Ok(found.map(|process| Firecracker::new(process, seat.clone(), Api::new(&seat.dir), Vcpus::Unknown)))
 }
 
 impl Firecracker {
-    fn new(process: Process, seat: Seat, api: Api, paused_bare: bool) -> Self {
-        let paused_bare = AtomicBool::new(paused_bare);
-        Self(Arc::new(Inner { process, seat, api: Mutex::new(api), paused_bare }))
+    fn new(process: Process, seat: Seat, api: Api, vcpus: Vcpus) -> Self {
+        Self(Arc::new(Inner { process, seat, api: Mutex::new(api), vcpus: std::sync::Mutex::new(vcpus) }))
+    }
+
+    fn vcpus(&self) -> Vcpus {
+        *self.0.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn are(&self, vcpus: Vcpus) {
+        *self.0.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = vcpus;
     }
 
     pub(crate) fn seat(&self) -> &Seat {
@@ -77,18 +93,31 @@ impl Firecracker {
 
     pub(crate) async fn resume(&self) -> Result<(), ControlError> {
         let mut api = self.0.api.lock().await;
-        if self.0.paused_bare.load(Ordering::Acquire) {
-            snapshot::wake_vsock(&mut api, &self.0.process, &self.0.seat.dir).await?;
+        let process = &self.0.process;
+        match self.vcpus() {
+            Vcpus::Running => return Ok(()),
+            Vcpus::AtRest => {}
+            Vcpus::Unknown => match control::run_state(&mut api, process).await? {
+                RunState::Running => {
+                    self.are(Vcpus::Running);
+                    return Ok(());
+                }
+                RunState::Paused => snapshot::wake_vsock(&mut api, process, &self.0.seat.dir).await?,
+            },
         }
-        control::resume(&mut api, &self.0.process).await?;
-        self.0.paused_bare.store(false, Ordering::Release);
+        self.are(Vcpus::Unknown);
+        control::resume(&mut api, process).await?;
+        self.are(Vcpus::Running);
         Ok(())
     }
 
     pub(crate) async fn pause(&self) -> Result<(), ControlError> {
         let mut api = self.0.api.lock().await;
+        if self.vcpus() == Vcpus::AtRest {
+            return Ok(());
+        }
         // Said first: a pause that fails may have taken effect.
-        self.0.paused_bare.store(true, Ordering::Release);
+        self.are(Vcpus::Unknown);
         api.patch(&self.0.process, "PATCH /vm", "/vm", &json!({ "state": "Paused" })).await
     }
 
@@ -99,7 +128,7 @@ impl Firecracker {
     pub(crate) async fn save(&self, vmstate: &Path, memory: SaveMemory<'_>) -> Result<Saved, ControlError> {
         let mut api = self.0.api.lock().await;
         let saved = snapshot::save(&mut api, &self.0.process, &self.0.seat, vmstate, memory).await?;
-        self.0.paused_bare.store(false, Ordering::Release);
+        self.are(Vcpus::AtRest);
         Ok(saved)
     }
 

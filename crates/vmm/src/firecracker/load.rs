@@ -10,8 +10,8 @@ use std::time::Duration;
 use hearth_model::LoadPlan;
 use serde_json::json;
 
-use super::Firecracker;
 use super::launch::{Ready, Started, check_disks};
+use super::{Firecracker, Vcpus};
 use crate::answer::DYING;
 use crate::ending::give_up;
 use crate::fault::{ControlError, LaunchError};
@@ -77,10 +77,10 @@ impl Loading {
         let seat = ready.seat(&spec, ram, inode);
         match request(&mut ready, &spec, &from, plan).await {
             Ok(()) => {
-                let loaded = Firecracker::new(ready.process, seat, ready.api, false);
+                let loaded = |vcpus| Firecracker::new(ready.process, seat, ready.api, vcpus);
                 Ok(match plan {
-                    LoadPlan::ResumeOnLoad => Loaded::Resumed(loaded),
-                    LoadPlan::LoadResume | LoadPlan::LoadPatchResume(_) => Loaded::Paused(loaded),
+                    LoadPlan::ResumeOnLoad => Loaded::Resumed(loaded(Vcpus::Running)),
+                    LoadPlan::LoadResume | LoadPlan::LoadPatchResume(_) => Loaded::Paused(loaded(Vcpus::AtRest)),
                 })
             }
             Err(error) => {

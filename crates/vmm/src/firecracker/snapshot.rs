@@ -57,18 +57,18 @@ pub(crate) async fn save(
     }
 }
 
-/// Makes a guest that was paused and not saved reachable again, before it is resumed.
+/// Makes a guest that is paused, and was not saved since, reachable again before it is resumed.
 ///
 /// Firecracker 1.16.0 and 1.16.1 hold back what is sent to a resumed guest's vsock until the guest
 /// has acknowledged a reset of the device, which only a snapshot announces: after a bare pause and
-/// resume every connection from the host hangs (fixed in 1.16.2). So the reset is announced, by a
+/// resume, and after a resume of a guest that runs, every connection from the host hangs (fixed in
+/// 1.16.2). So the reset is announced, by a
 /// snapshot whose state is thrown away and whose memory has nowhere to go: it is refused after the
 /// announcement, and before the guest's memory or the tracking of its pages is touched.
 pub(crate) async fn wake_vsock(api: &mut Api, process: &Process, dir: &Path) -> Result<(), ControlError> {
     let version = api.get(process, "GET /version", "/version").await?;
     let version = version["firecracker_version"].as_str().unwrap_or_default();
-    let healed = super::probe::Version::parse(version).is_some_and(|version| version.wakes_vsock_after_a_bare_pause());
-    if healed || control::run_state(api, process).await? == RunState::Running {
+    if super::probe::Version::parse(version).is_some_and(|version| version.wakes_vsock_after_a_bare_pause()) {
         return Ok(());
     }
     const ASIDE: &str = "vmstate.aside";
