@@ -5,7 +5,9 @@
 
 use std::io::{self, Write};
 
-pub(crate) struct Archive<W: Write> {
+/// An archive that is being written.
+#[derive(Debug)]
+pub struct Archive<W: Write> {
     out: W,
     inode: u32,
 }
@@ -15,24 +17,40 @@ const CHAR_DEVICE: u32 = 0o020_000;
 const FILE: u32 = 0o100_000;
 
 impl<W: Write> Archive<W> {
-    pub(crate) fn new(out: W) -> Self {
+    /// Begins one.
+    pub fn new(out: W) -> Self {
         Self { out, inode: 0 }
     }
 
-    pub(crate) fn directory(&mut self, name: &str, mode: u32) -> io::Result<()> {
+    /// Adds a directory.
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn directory(&mut self, name: &str, mode: u32) -> io::Result<()> {
         self.entry(name, DIRECTORY | mode, (0, 0), &[])
     }
 
-    pub(crate) fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    /// Adds a file with this content.
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         self.entry(name, FILE | mode, (0, 0), content)
     }
 
-    pub(crate) fn char_device(&mut self, name: &str, mode: u32, major_minor: (u32, u32)) -> io::Result<()> {
+    /// Adds a character device.
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn char_device(&mut self, name: &str, mode: u32, major_minor: (u32, u32)) -> io::Result<()> {
         self.entry(name, CHAR_DEVICE | mode, major_minor, &[])
     }
 
     /// Ends the archive and gives the writer back.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
         self.write("TRAILER!!!", 0, 0, (0, 0), &[])?;
         Ok(self.out)

@@ -15,6 +15,7 @@ mod modinfo;
 mod modules;
 mod vmlinux;
 
+pub use cpio::Archive;
 pub use debian::{install_debian, install_packages};
 pub use error::KernelError;
 pub use find::{GuestKernel, find};
