@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod ci;
 mod daemon;
+mod debian;
 mod demo;
 mod deps;
 mod interrupt;
