@@ -1,9 +1,11 @@
 //! Real guests: a stock kernel in QEMU with the agent as its first process.
 //!
-//! Need QEMU, mkfs.ext4 and a kernel (see `support/image.rs`); say so loudly where they are missing.
+//! Need QEMU, mkfs.ext4 and a kernel (see `support/kernel.rs`); say so loudly where they are missing.
 
 #[path = "support/image.rs"]
 mod image;
+#[path = "support/kernel.rs"]
+mod kernel;
 #[path = "support/qemu.rs"]
 mod qemu;
 
@@ -15,7 +17,8 @@ use hearth_agent_client::{
     Agent, Configured, CopyEntry, CopyItem, CopyToStart, Entropy, Event, EventReceiver, ExecEvent, ExecRequest,
     ExitStatus, FileKind, GuestConfig, NetworkConfig, Program, ProgramState, Refresh, TtySize, Welcome,
 };
-use image::{Kernel, Rootfs};
+use hearth_kernel::GuestKernel;
+use image::Rootfs;
 use qemu::{Machine, PATIENCE, Qemu, Start};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -40,14 +43,14 @@ fn config(argv: &[&str], user: &str) -> GuestConfig {
     }
 }
 
-fn prepare(kernel: &Kernel, rootfs: Rootfs) -> TempDir {
+fn prepare(kernel: &GuestKernel, rootfs: Rootfs) -> TempDir {
     let dir = TempDir::new().expect("a directory");
     image::disks(dir.path(), rootfs);
-    image::initrd(kernel, &dir.path().join("initrd"));
+    kernel::initrd(kernel, &dir.path().join("initrd"));
     dir
 }
 
-async fn boot(kernel: &Kernel, machine: Machine, dir: &Path) -> (Qemu, Agent, Welcome, EventReceiver) {
+async fn boot(kernel: &GuestKernel, machine: Machine, dir: &Path) -> (Qemu, Agent, Welcome, EventReceiver) {
     let qemu = Qemu::start(kernel, machine, dir, dir, Start::Boot).await;
     // Long before there is anybody to answer.
     let (agent, welcome, events) = Agent::connect(qemu.agent_port().await, PATIENCE).await.expect("welcomed");

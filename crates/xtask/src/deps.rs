@@ -62,7 +62,7 @@ const RULES: &[Rule] = &[
     Rule { krate: "model", ours: &[], tests: &[], theirs: Some(&["serde", "thiserror"]) },
     rule("api", &["model"]),
     rule("agent-proto", &[]),
-    Rule { krate: "agent", ours: &["agent-proto"], tests: &["agent-client"], theirs: None },
+    Rule { krate: "agent", ours: &["agent-proto"], tests: &["agent-client", "kernel"], theirs: None },
     rule("agent-client", &["model", "agent-proto"]),
     Rule { krate: "vmm", ours: &["model"], tests: &["simulated"], theirs: None },
     rule("net", &["model"]),

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hearth_kernel::GuestKernel;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
-
-use crate::image::Kernel;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -49,7 +48,7 @@ impl Drop for Qemu {
 
 impl Qemu {
     /// Starts QEMU in `dir`, with the disks, initrd and saved state of `from`.
-    pub async fn start(kernel: &Kernel, machine: Machine, from: &Path, dir: &Path, start: Start) -> Self {
+    pub async fn start(kernel: &GuestKernel, machine: Machine, from: &Path, dir: &Path, start: Start) -> Self {
         let file = |name: &str| from.join(name).display().to_string();
         let own = |name: &str| dir.join(name).display().to_string();
         let (bus, board) = match machine {
