@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::backend::slowness;
+
 /// How long it may take to listen.
 const START: Duration = Duration::from_secs(30);
 /// How long it may take to end when nothing is under way.
@@ -80,7 +82,7 @@ impl Daemon {
                 log.push(line);
             }
         });
-        match told.recv_timeout(START) {
+        match told.recv_timeout(START * slowness()) {
             Ok(url) => Ok(Self { child, url }),
             Err(_) => {
                 child.kill().ok();
@@ -94,14 +96,15 @@ impl Daemon {
     pub(crate) fn terminate(mut self) -> Result<ExitStatus> {
         let pid = Pid::from_raw(self.child.id().cast_signed()).context("the daemon's pid")?;
         kill_process(pid, Signal::TERM).context("send SIGTERM to the daemon")?;
-        let until = Instant::now() + END;
+        let limit = END * slowness();
+        let until = Instant::now() + limit;
         while Instant::now() < until {
             if let Some(status) = self.child.try_wait().context("wait for the daemon")? {
                 return Ok(status);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        bail!("the daemon did not end within {} s of SIGTERM", END.as_secs())
+        bail!("the daemon did not end within {} s of SIGTERM", limit.as_secs())
     }
 
     /// Ends it as a crash would.

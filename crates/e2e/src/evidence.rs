@@ -12,7 +12,7 @@ const LOGS: [&str; 3] = ["hearth.log", "vmm.log", "serial.log"];
 /// How much of each is shown; all of it is kept.
 const SHOWN_LINES: usize = 40;
 
-/// Keeps everything in `target/…/e2e/<story>` and prints the ends.
+/// Keeps everything in `target/…/e2e/<story>`, or below `HEARTH_TEST_EVIDENCE_DIR`, and prints the ends.
 pub(crate) async fn keep(host: &TestHost, story: &str) {
     let kept = match directory(story) {
         Ok(dir) => dir,
@@ -40,7 +40,11 @@ pub(crate) async fn keep(host: &TestHost, story: &str) {
 }
 
 fn directory(story: &str) -> Result<PathBuf> {
-    let dir = binary::profile_dir()?.join("e2e").join(story.replace("::", "."));
+    let evidence = match std::env::var_os("HEARTH_TEST_EVIDENCE_DIR") {
+        Some(given) => PathBuf::from(given),
+        None => binary::profile_dir()?.join("e2e"),
+    };
+    let dir = evidence.join(story.replace("::", "."));
     // Only the last failure is of interest.
     fs::remove_dir_all(&dir).ok();
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;

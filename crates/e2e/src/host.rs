@@ -13,6 +13,7 @@ use hearth_api::instances::{CreateInstance, ForkInstance, Forked, Instance, Inst
 use hearth_api::snapshots::{ForkSnapshot, ListSnapshots, Snapshot};
 use tempfile::TempDir;
 
+use crate::backend::{Backend, slowness};
 use crate::daemon::{Daemon, DaemonLog};
 use crate::smalldisk::SmallDisk;
 use crate::story::Setup;
@@ -37,6 +38,11 @@ pub struct TestHost {
     imported: Cell<bool>,
     pub(crate) log: DaemonLog,
     pub(crate) expected: RefCell<Vec<String>>,
+}
+
+/// How long the server is asked to wait for a state.
+pub(crate) fn wait_limit() -> String {
+    format!("{}s", 90 * slowness())
 }
 
 /// How a command of the command line ended.
@@ -81,11 +87,8 @@ impl TestHost {
             Some((kind, mib)) => Some(SmallDisk::mount(&dir.path().join("disk.img"), &data, kind, mib)?),
             None => None,
         };
-        let mut env = vec![
-            ("HEARTH_KERNEL_DIR".to_owned(), kernel.display().to_string()),
-            // A host where KVM is real tells the same stories faster.
-            ("HEARTH_QEMU_ACCEL".to_owned(), "auto".to_owned()),
-        ];
+        let mut env = vec![("HEARTH_KERNEL_DIR".to_owned(), kernel.display().to_string())];
+        env.extend(Backend::asked_for().map_err(anyhow::Error::msg)?.settings());
         env.extend(setup.env);
         let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log)?;
         let client = Client::new(&daemon.url, None)?;
@@ -141,7 +144,7 @@ impl TestHost {
     /// What the server says, to either.
     pub async fn create(&self, request: &CreateInstance) -> Result<Vm<'_>, ClientError> {
         let instance = self.client().create_instance(request).await?;
-        let wait = WaitQuery { state: InstanceState::Running, timeout: Some("90s".into()) };
+        let wait = WaitQuery { state: InstanceState::Running, timeout: Some(wait_limit()) };
         self.client().wait(&instance.id, &wait).await?;
         Ok(self.vm(&instance.name))
     }

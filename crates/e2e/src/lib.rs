@@ -8,6 +8,7 @@
 //! Where something is missing on the host, a story prints `SKIPPED: …` and passes, unless
 //! `HEARTH_TEST_MUST_RUN` is set: then it fails.
 
+mod backend;
 mod binary;
 mod daemon;
 mod evidence;
@@ -20,6 +21,7 @@ mod story;
 mod traces;
 mod vm;
 
+pub use backend::slowness;
 pub use host::{Cli, TestHost};
 pub use image::TestImage;
 pub use refusal::{Refusal, refused};

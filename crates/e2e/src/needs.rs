@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::backend::Backend;
 use crate::smalldisk::FileSystem;
 
 /// Looks for all of it, and returns the unpacked kernel package.
@@ -13,13 +14,26 @@ pub(crate) fn find() -> Result<PathBuf, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("stories on real VMs need root".into());
     }
-    if !works(Command::new("qemu-system-x86_64").arg("--version")) {
-        return Err("there is no qemu-system-x86_64: install the package qemu-system-x86".into());
-    }
+    vmm(&Backend::asked_for()?)?;
     busybox()?;
     std::env::var_os("HEARTH_TEST_KERNEL_DIR")
         .map(PathBuf::from)
         .ok_or_else(|| "HEARTH_TEST_KERNEL_DIR names no unpacked kernel package: `cargo xtask ci` sets it".into())
+}
+
+fn vmm(backend: &Backend) -> Result<(), String> {
+    match backend {
+        Backend::Qemu if !works(Command::new("qemu-system-x86_64").arg("--version")) => {
+            Err("there is no qemu-system-x86_64: install the package qemu-system-x86".into())
+        }
+        Backend::Firecracker(program) if !works(Command::new(program).arg("--version")) => {
+            Err(format!("there is no {}: put it on PATH or name it in HEARTH_FIRECRACKER", program.display()))
+        }
+        Backend::Firecracker(_) if !Path::new("/dev/kvm").exists() => {
+            Err("there is no /dev/kvm, which Firecracker needs: see `cargo xtask lab`".into())
+        }
+        Backend::Qemu | Backend::Firecracker(_) => Ok(()),
+    }
 }
 
 /// A busybox: only a static one runs in an image that holds nothing else.

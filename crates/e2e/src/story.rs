@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hearth_api::instances::DeleteInstance;
 use tempfile::TempDir;
 
+use crate::backend::slowness;
 use crate::daemon::DaemonLog;
 use crate::smalldisk::FileSystem;
 use crate::{TestHost, binary, evidence, needs};
@@ -118,7 +119,7 @@ impl Setup {
                 return;
             }
         };
-        let (name, limit) = (name(), self.limit);
+        let (name, limit) = (name(), self.limit * slowness());
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime for the story");
         let log = DaemonLog::default();
@@ -161,9 +162,10 @@ pub fn story(tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
 /// # Errors
 /// If that takes too long, or looking fails.
 pub async fn eventually(what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + SOON;
+    let limit = SOON * slowness();
+    let until = Instant::now() + limit;
     while !look().await? {
-        ensure!(Instant::now() < until, "not within {} s: {what}", SOON.as_secs());
+        ensure!(Instant::now() < until, "not within {} s: {what}", limit.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

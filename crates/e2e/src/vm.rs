@@ -9,6 +9,7 @@ use hearth_api::instances::{DeleteInstance, Instance, InstanceState, WaitQuery};
 use hearth_api::logs::LogsQuery;
 use hearth_api::snapshots::{CreateSnapshot, RestoreSnapshot, Snapshot, SnapshotKind};
 
+use crate::host::wait_limit;
 use crate::{TestHost, traces};
 
 /// An instance of a [`TestHost`]; dropping it changes nothing.
@@ -118,7 +119,7 @@ impl Vm<'_> {
 
     /// Waits until it is in that state.
     pub async fn wait(&self, state: InstanceState) -> Result<()> {
-        let query = WaitQuery { state, timeout: Some("90s".into()) };
+        let query = WaitQuery { state, timeout: Some(wait_limit()) };
         let waited = self.host.client().wait(&self.name, &query).await?;
         ensure!(waited.state == state && !waited.timed_out, "{}: {waited:?} instead of {state}", self.name);
         Ok(())
