@@ -6,8 +6,8 @@
 
 mod monitoring;
 mod sdk;
-mod skips;
-mod steps;
+pub mod skips;
+pub mod steps;
 
 use std::process::Command;
 
@@ -17,6 +17,7 @@ use crate::build;
 use crate::ci::skips::Skips;
 use crate::ci::steps::{Outcome, Steps};
 use crate::deps;
+use crate::lab;
 use crate::process;
 use crate::setup::{self, TestRunner};
 use crate::workspace::Workspace;
@@ -78,6 +79,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         tests(workspace, with_promtool, &mut skips).map(passed)
     });
     steps.run("build", || build::hearth(workspace, false).map(|_| Outcome::Passed));
+    steps.run("lab", || lab::run_quick(workspace, &mut skips));
     steps.run("sdk-python", || sdk::python(workspace, with_kernel, &mut skips));
     steps.run("sdk-node", || sdk::node(workspace, with_kernel, &mut skips));
 

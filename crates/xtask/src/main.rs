@@ -11,6 +11,7 @@ mod debian;
 mod demo;
 mod deps;
 mod interrupt;
+mod lab;
 mod oci;
 mod process;
 mod setup;
@@ -42,6 +43,8 @@ enum Command {
     Demo,
     /// Check who depends on whom, where `unsafe` is, and that each file says what it is for.
     Deps,
+    /// Tell stories on real Firecracker with Linux guests, on an emulated host.
+    Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Ci(arguments) => ci::run(&workspace, &arguments),
         Command::Demo => demo::run(&workspace),
         Command::Deps => deps::run(&workspace),
+        Command::Lab(arguments) => lab::run(&workspace, &arguments),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! What `ci`, `demo` and `bench` need from the host: Debian packages, and the guest's kernel.
+//! What `ci`, `demo`, `bench` and `lab` need from the host: Debian packages, and the guest's kernel.
 //!
 //! In: a list of needs. Out: a host that has them. Only what is missing is installed, so on a
 //! complete host nothing needs root or the network. Works on Debian 12 and 13.
@@ -74,7 +74,7 @@ impl Need {
 }
 
 /// Where a program is; also looks where root's programs are.
-fn in_path(name: &str) -> Option<PathBuf> {
+pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
