@@ -145,6 +145,34 @@ async fn a_guest_is_reached_over_vsock_from_boot_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_is_saved_and_goes_on_is_reached_again() {
+    let Some(program) = firecracker::program() else { return };
+    let dir = TempDir::new().expect("a directory");
+    let Some(boot) = prepare(dir.path()) else { return };
+    let vmm = Firecracker::start(&program, dir.path()).await;
+    vmm.boot(&boot).await;
+    let (mut agent, welcome, mut events) = connect(&vmm).await;
+    agent.configure(&config()).await.expect("taken");
+    events.next().await.expect("started");
+    for round in 1..=5 {
+        let flood = agent.exec(command(&["yes"])).await.expect("started");
+        vmm.save().await;
+        let begun = Instant::now();
+        vmm.resume().await;
+        // What was saved has no connections, and neither has what goes on. Nobody tells the host,
+        // until it says something: whoever saves a guest has to dial it anew.
+        agent.ping(PATIENCE).await.expect_err("the old connection is gone");
+        drop(flood);
+        let port = timeout(PATIENCE, vmm.dial()).await.expect("in time").expect("the agent listens");
+        let (again, there, _) = Agent::connect(port, PATIENCE).await.expect("welcomed");
+        eprintln!("{round}: welcomed {:?} after it went on", begun.elapsed());
+        assert_eq!(there.boot_id, welcome.boot_id);
+        assert_eq!(run(&again, &["hostname"]).await.0, "first\n");
+        agent = again;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_guest_answers_a_new_host_over_vsock() {
     let Some(program) = firecracker::program() else { return };
     let dir = TempDir::new().expect("a directory");

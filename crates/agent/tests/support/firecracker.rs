@@ -102,7 +102,16 @@ impl Firecracker {
     pub async fn save(&self) {
         self.ask("PATCH", "/vm", json!({"state": "Paused"})).await;
         let files = json!({"snapshot_type": "Diff", "snapshot_path": "vmstate", "mem_file_path": "memory"});
+        // A memory file that is there would be written into.
+        for name in ["vmstate", "memory"] {
+            let _ = fs::remove_file(self.dir.join(name));
+        }
         self.put("/snapshot/create", files).await;
+    }
+
+    /// Goes on where it was saved.
+    pub async fn resume(&self) {
+        self.ask("PATCH", "/vm", json!({"state": "Resumed"})).await;
     }
 
     /// Loads what was saved in `from`; the guest runs when this returns.

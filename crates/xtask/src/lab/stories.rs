@@ -34,6 +34,7 @@ const fn of_agent(name: &'static str) -> Story {
 /// All of them, from what must work for the rest to what needs most.
 pub const ALL: &[Story] = &[
     of_agent("a_guest_is_reached_over_vsock_from_boot_to_end"),
+    of_agent("a_guest_that_is_saved_and_goes_on_is_reached_again"),
     of_agent("a_restored_guest_answers_a_new_host_over_vsock"),
     quick("boot::an_image_boots_answers_and_logs"),
     story("boot::a_program_that_ends_stops_its_instance"),
