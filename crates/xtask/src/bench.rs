@@ -16,12 +16,12 @@ mod qmp;
 mod restore;
 mod snapshot;
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::bench::figures::Figures;
@@ -97,6 +97,7 @@ struct Report<'a> {
 /// Measures.
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::watch()?;
+    let _alone = alone(&workspace.target)?;
     setup::ensure_packages(&[setup::RUN, setup::BENCH])?;
     setup::ensure_kernel(&workspace.target.join("hearth-kernel"))?;
     let hearth = build::hearth(workspace, true)?;
@@ -115,6 +116,23 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         fs::write(path, json + "\n").with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Held while a bench runs: two would take each other's time, and each other's directory.
+fn alone(target: &Path) -> Result<File> {
+    fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
+    let path = target.join("bench.lock");
+    let lock = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another bench runs ({} is locked), and two would measure each other; wait for its end",
+                path.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 /// Takes the measurements that are asked for; how vCPUs were executed.
@@ -187,5 +205,20 @@ impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { cpus, cpu, kernel, qemu, accel, backend, load } = self;
         write!(f, "{cpus} CPUs ({cpu}), Linux {kernel}, QEMU {qemu}, {backend} under {accel}, load before: {load}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_bench_is_refused_until_the_first_has_ended() {
+        let target = tempfile::tempdir().expect("a directory");
+        let first = alone(target.path()).expect("nobody else is there");
+        let refused = alone(target.path()).expect_err("the first runs").to_string();
+        assert!(refused.contains("another bench runs"), "{refused}");
+        drop(first);
+        alone(target.path()).expect("the first has ended");
     }
 }
