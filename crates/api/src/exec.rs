@@ -6,6 +6,8 @@
 //! Without `streams` binary frames are raw: the command's input one way, stdout and stderr merged
 //! the other way, and there is no end of input (Hypeman's protocol). With `streams` (ours) each
 //! binary frame begins with a byte that says what follows: see [`STDIN`], [`STDOUT`], [`STDERR`].
+//! A client may have [`WINDOW`] bytes of input under way that the command has not taken yet: so what
+//! it says in text frames never stands behind input that nobody reads.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +16,11 @@ use utoipa::ToSchema;
 
 use crate::error::ErrorBody;
 
-/// First byte of a binary frame from the client; nothing behind it means end of input.
+/// First byte of a binary frame from the client; nothing behind it means end of input. From the
+/// server: how many bytes of the input were taken, as four bytes, the highest first.
 pub const STDIN: u8 = 0;
+/// How much input a client may send before it is told that some was taken.
+pub const WINDOW: u32 = 1 << 20;
 /// First byte of a binary frame from the server: the command's output.
 pub const STDOUT: u8 = 1;
 /// First byte of a binary frame from the server: the command's error output.

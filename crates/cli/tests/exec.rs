@@ -6,6 +6,7 @@ mod daemon;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 
 use daemon::{Daemon, Ran};
 use rustix::fs::{Mode, OFlags};
@@ -51,7 +52,7 @@ fn stdin_is_passed_on_to_its_end() {
     let daemon = Daemon::start();
     let mut command = daemon.hearth(&["exec", "-i", "web", "cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
-    let big = "0123456789abcdef".repeat(16 << 10);
+    let big = "0123456789abcdef".repeat(256 << 10);
     let mut stdin = child.stdin.take().expect("piped");
     let writer = std::thread::spawn({
         let big = big.clone();
@@ -87,6 +88,38 @@ fn signals_go_to_the_command() {
     stdout.read_to_string(&mut line).expect("reads");
     assert_eq!(line, r#"{"signal":"TERM"}"#);
     assert_eq!(child.wait().expect("ends").code(), Some(130));
+}
+
+#[test]
+fn signals_pass_input_that_the_command_does_not_read() {
+    let daemon = Daemon::start();
+    let mut command = daemon.hearth(&["exec", "-i", "web", "signal"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).expect("reads");
+    let mut stdin = child.stdin.take().expect("piped");
+    let piece = [b'x'; 64 << 10];
+    // More than may be under way. It is not taken, and the end of the command ends this.
+    let typing = std::thread::spawn(move || while stdin.write_all(&piece).is_ok() {});
+    // Only when nothing more is taken has the signal something to pass.
+    let mut before = 0;
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = daemon.shared.input.load(Ordering::Relaxed);
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+    }
+    // Each frame has a first byte that is not input.
+    assert!((1 << 19..(1 << 20) + 4096).contains(&before), "{before} bytes are under way");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kills");
+    line.clear();
+    stdout.read_to_string(&mut line).expect("reads");
+    assert_eq!(line, r#"{"signal":"TERM"}"#);
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    typing.join().expect("ends");
 }
 
 #[test]

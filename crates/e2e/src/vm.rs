@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hearth_api::client::{ExecEvent, ExecSession};
+use hearth_api::client::{ExecEvent, ExecOutput, ExecSession};
 use hearth_api::exec::{ExecEnd, ExecRequest};
 use hearth_api::instances::{DeleteInstance, Instance, InstanceState, WaitQuery};
 use hearth_api::logs::LogsQuery;
@@ -68,10 +68,16 @@ impl Vm<'_> {
     /// Runs a command that gets this input.
     pub async fn run_with(&self, command: &[&str], input: &[u8]) -> Result<Ran> {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
-        let mut session = self.exec(&ExecRequest { command, ..ExecRequest::default() }).await?;
-        session.input.write(input).await?;
-        session.input.end().await?;
-        finish(session).await
+        let ExecSession { input: mut to, output } =
+            self.exec(&ExecRequest { command, ..ExecRequest::default() }).await?;
+        let write = async {
+            // A command may end before it has read it all; how it ended is told by its output.
+            if to.write(input).await.is_ok() {
+                to.end().await.ok();
+            }
+        };
+        // Side by side: how much of the input was taken is told with the output.
+        tokio::join!(collect(output), write).0
     }
 
     /// Runs a shell script, which must succeed, and returns what it printed, without the last
@@ -170,10 +176,14 @@ impl Vm<'_> {
 }
 
 /// Reads a command's output to its end.
-pub async fn finish(mut session: ExecSession) -> Result<Ran> {
+pub async fn finish(session: ExecSession) -> Result<Ran> {
+    collect(session.output).await
+}
+
+async fn collect(mut from: ExecOutput) -> Result<Ran> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     loop {
-        match session.output.next().await? {
+        match from.next().await? {
             ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
             ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
             ExecEvent::End(ExecEnd { exit_code, error }) => {

@@ -1,12 +1,15 @@
 //! Commands in a guest, with stdout and stderr apart.
 
+use std::sync::Arc;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::requests::instance;
 use super::websocket::{self, Receiver, Sender};
 use super::{Client, ClientError};
-use crate::exec::{ExecControl, ExecEnd, ExecRequest, STDERR, STDIN, STDOUT};
+use crate::exec::{ExecControl, ExecEnd, ExecRequest, STDERR, STDIN, STDOUT, WINDOW};
 
 /// A command that runs. Dropping it hangs up, and the server ends the command.
 #[derive(Debug)]
@@ -19,11 +22,25 @@ pub struct ExecSession {
 
 /// What goes to a command.
 #[derive(Debug)]
-pub struct ExecInput(Sender);
+pub struct ExecInput {
+    sender: Sender,
+    /// One for each byte that may be sent.
+    window: Arc<Semaphore>,
+}
 
 /// What comes from a command.
 #[derive(Debug)]
-pub struct ExecOutput(Receiver);
+pub struct ExecOutput {
+    receiver: Receiver,
+    window: Arc<Semaphore>,
+}
+
+impl Drop for ExecOutput {
+    fn drop(&mut self) {
+        // Nobody will hear that there is room again.
+        self.window.close();
+    }
+}
 
 /// Something that a command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,24 +61,39 @@ impl Client {
     pub async fn exec(&self, id: &str, request: &ExecRequest) -> Result<ExecSession, ClientError> {
         let (mut sender, receiver) = websocket::open(self, &instance(id, "/exec")).await?;
         sender.json(&ExecRequest { streams: true, ..request.clone() }).await?;
-        Ok(ExecSession { input: ExecInput(sender), output: ExecOutput(receiver) })
+        let window = Arc::new(Semaphore::new(WINDOW as usize));
+        let input = ExecInput { sender, window: Arc::clone(&window) };
+        Ok(ExecSession { input, output: ExecOutput { receiver, window } })
     }
 }
 
 impl ExecInput {
-    /// Writes to its input.
+    /// How much can be written without waiting, at least one byte; waits until that is so. It comes
+    /// true while somebody asks [`ExecOutput::next`], or has dropped it. Cancel safe.
+    pub async fn room(&self) -> usize {
+        match self.window.acquire().await {
+            Ok(one) => self.window.available_permits() + one.num_permits(),
+            // The session ends: whoever writes is told so.
+            Err(_) => WINDOW as usize,
+        }
+    }
+
+    /// Writes to its input; waits as [`Self::room`] does.
     ///
     /// # Errors
     /// [`ClientError::Lost`], also when the command has ended.
-    pub async fn write(&mut self, data: &[u8]) -> Result<(), ClientError> {
-        // A lone byte would mean the end.
-        if data.is_empty() {
-            return Ok(());
+    pub async fn write(&mut self, mut data: &[u8]) -> Result<(), ClientError> {
+        // A frame of nothing would mean the end.
+        while !data.is_empty() {
+            let now;
+            (now, data) = data.split_at(self.room().await.min(data.len()));
+            self.window.forget_permits(now.len());
+            let mut frame = BytesMut::with_capacity(now.len() + 1);
+            frame.put_u8(STDIN);
+            frame.put_slice(now);
+            self.sender.binary(frame).await?;
         }
-        let mut frame = BytesMut::with_capacity(data.len() + 1);
-        frame.put_u8(STDIN);
-        frame.put_slice(data);
-        self.0.binary(frame).await
+        Ok(())
     }
 
     /// Ends its input.
@@ -69,7 +101,7 @@ impl ExecInput {
     /// # Errors
     /// [`ClientError::Lost`], also when the command has ended.
     pub async fn end(&mut self) -> Result<(), ClientError> {
-        self.0.binary(Bytes::from_static(&[STDIN])).await
+        self.sender.binary(Bytes::from_static(&[STDIN])).await
     }
 
     /// Its terminal has a new size.
@@ -77,7 +109,7 @@ impl ExecInput {
     /// # Errors
     /// [`ClientError::Lost`], also when the command has ended.
     pub async fn resize(&mut self, rows: u16, cols: u16) -> Result<(), ClientError> {
-        self.0.json(&ExecControl::Resize { rows, cols }).await
+        self.sender.json(&ExecControl::Resize { rows, cols }).await
     }
 
     /// Sends it a signal, named without `SIG`.
@@ -85,7 +117,7 @@ impl ExecInput {
     /// # Errors
     /// [`ClientError::Lost`], also when the command has ended.
     pub async fn signal(&mut self, name: &str) -> Result<(), ClientError> {
-        self.0.json(&ExecControl::Signal(name.into())).await
+        self.sender.json(&ExecControl::Signal(name.into())).await
     }
 }
 
@@ -97,22 +129,33 @@ impl ExecOutput {
     /// # Errors
     /// [`ClientError::Lost`] if the connection ends before the command's end was told.
     pub async fn next(&mut self) -> Result<ExecEvent, ClientError> {
-        match self.0.next().await? {
-            Some(Message::Binary(mut data)) => match data.first() {
-                Some(&STDOUT) => {
-                    data.advance(1);
-                    Ok(ExecEvent::Stdout(data))
+        loop {
+            match self.receiver.next().await? {
+                Some(Message::Binary(mut data)) => match data.split_first() {
+                    Some((&STDOUT, _)) => {
+                        data.advance(1);
+                        return Ok(ExecEvent::Stdout(data));
+                    }
+                    Some((&STDERR, _)) => {
+                        data.advance(1);
+                        return Ok(ExecEvent::Stderr(data));
+                    }
+                    Some((&STDIN, taken)) => {
+                        let taken = taken.try_into().map(u32::from_be_bytes);
+                        let taken = taken.map_err(|_| self.receiver.strange("a count that is no number"))?;
+                        // No more than was sent, whatever the server counts.
+                        let under_way = (WINDOW as usize).saturating_sub(self.window.available_permits());
+                        self.window.add_permits(under_way.min(taken as usize));
+                    }
+                    _ => return Err(self.receiver.strange("a frame of a stream that this client does not know")),
+                },
+                Some(Message::Text(text)) => {
+                    return serde_json::from_str(&text).map(ExecEvent::End).map_err(|source| {
+                        self.receiver.strange(format!("a last frame that cannot be read: {source}"))
+                    });
                 }
-                Some(&STDERR) => {
-                    data.advance(1);
-                    Ok(ExecEvent::Stderr(data))
-                }
-                _ => Err(self.0.strange("a frame of no known stream: the server is older than this client")),
-            },
-            Some(Message::Text(text)) => serde_json::from_str(&text)
-                .map(ExecEvent::End)
-                .map_err(|source| self.0.strange(format!("a last frame that cannot be read: {source}"))),
-            _ => Err(self.0.ended("the command's end was told")),
+                _ => return Err(self.receiver.ended("the command's end was told")),
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use hearth_api::client::{ClientError, ExecEvent, ExecInput, ExecOutput, ExecSession};
 use hearth_api::exec::{ExecEnd, ExecRequest};
 use hearth_model::ErrorKind;
@@ -25,6 +25,9 @@ const CHUNK: usize = 32 << 10;
 const INTERRUPTS: u32 = 3;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+  hearth exec -it web -- /bin/sh                          a shell
+  hearth exec -i web -- tar -xf - -C /srv < files.tar     with our input")]
 pub(crate) struct Arguments {
     /// Pass our stdin on
     #[arg(short, long)]
@@ -147,7 +150,7 @@ async fn feed(mut to: ExecInput, mut stdin: Option<Stdin>, mut signals: Signals,
     let mut interrupts = 0;
     while interrupts < INTERRUPTS {
         let passed = tokio::select! {
-            read = read_some(&mut stdin, &mut buffer) => match read {
+            read = read_some(&mut stdin, &mut buffer, &to) => match read {
                 0 => {
                     stdin = None;
                     to.end().await
@@ -173,12 +176,14 @@ async fn feed(mut to: ExecInput, mut stdin: Option<Stdin>, mut signals: Signals,
     }
 }
 
-/// The number of bytes read; 0 at the end, or if stdin cannot be read.
-async fn read_some(stdin: &mut Option<Stdin>, buffer: &mut BytesMut) -> usize {
+/// The number of bytes read; 0 at the end, or if stdin cannot be read. Only what can be passed on
+/// at once: while a command does not read, signals still reach it.
+async fn read_some(stdin: &mut Option<Stdin>, buffer: &mut BytesMut, to: &ExecInput) -> usize {
     match stdin {
         Some(stdin) => {
-            buffer.reserve(CHUNK);
-            stdin.read_buf(buffer).await.unwrap_or(0)
+            let room = to.room().await.min(CHUNK);
+            buffer.reserve(room);
+            stdin.read_buf(&mut buffer.limit(room)).await.unwrap_or(0)
         }
         None => std::future::pending().await,
     }

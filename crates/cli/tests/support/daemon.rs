@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -31,6 +32,8 @@ pub struct Shared {
     pub seen: Mutex<Vec<(String, String, Value)>>,
     /// `Authorization` headers.
     pub tokens: Mutex<Vec<String>>,
+    /// How much input came for a command that does not read it.
+    pub input: AtomicUsize,
     pub guest: PathBuf,
 }
 
@@ -209,12 +212,12 @@ async fn timeline(Segment(id): Segment<String>) -> Response {
     Json(json!({"instance_id": id, "operations": [operation]})).into_response()
 }
 
-async fn exec(upgrade: WebSocketUpgrade) -> Response {
-    upgrade.on_upgrade(run_command).into_response()
+async fn exec(State(shared): State<Arc<Shared>>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(|socket| run_command(socket, shared)).into_response()
 }
 
 /// Programs that show one thing each.
-async fn run_command(mut socket: WebSocket) {
+async fn run_command(mut socket: WebSocket, shared: Arc<Shared>) {
     let Some(Ok(Message::Text(first))) = socket.recv().await else { return };
     let request: Value = serde_json::from_str(&first).expect("a request");
     assert_eq!(request["streams"], true);
@@ -238,10 +241,13 @@ async fn run_command(mut socket: WebSocket) {
         "signal" => {
             socket.send(said(1, "ready\n")).await.expect("sends");
             while let Some(Ok(message)) = socket.recv().await {
-                if let Message::Text(text) = message {
-                    socket.send(said(1, &text)).await.expect("sends");
-                    end = json!({"exitCode": 130});
-                    break;
+                match message {
+                    Message::Text(text) => {
+                        socket.send(said(1, &text)).await.expect("sends");
+                        end = json!({"exitCode": 130});
+                        break;
+                    }
+                    other => drop(shared.input.fetch_add(other.into_data().len(), Ordering::Relaxed)),
                 }
             }
         }
@@ -254,6 +260,8 @@ async fn run_command(mut socket: WebSocket) {
                     break;
                 }
                 let text = String::from_utf8_lossy(&data[1..]).into_owned();
+                let taken = u32::try_from(data.len() - 1).expect("a window's worth at most");
+                socket.send(Message::binary([&[0], &taken.to_be_bytes()[..]].concat())).await.expect("sends");
                 socket.send(said(1, &text.replace('\u{3}', "^C"))).await.expect("sends");
                 if text.contains('q') {
                     break;

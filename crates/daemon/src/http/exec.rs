@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
@@ -13,8 +14,9 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hearth_agent_client::{ExecEvent, ExecInput, ExecOutput, ExecSession, TtySize};
 use hearth_api::ErrorBody;
-use hearth_api::exec::{ExecControl, ExecEnd, ExecRequest, STDERR, STDIN, STDOUT};
+use hearth_api::exec::{ExecControl, ExecEnd, ExecRequest, STDERR, STDIN, STDOUT, WINDOW};
 use hearth_model::{ErrorKind, InstanceState, Phase};
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{Instrument, debug};
 
 use super::error::{Failure, body};
@@ -97,9 +99,10 @@ async fn serve(app: Arc<App>, instance: InstanceHandle, socket: WebSocket) {
     };
     let (input, output) = session.split();
     let shutting_down = || OpError::new(ErrorKind::Cancelled, "the daemon is shutting down").into();
+    let (tell_taken, taken) = mpsc::unbounded_channel();
     let ended = tokio::select! {
-        ended = pump_out(&mut sink, output, streams) => ended,
-        () = pump_in(&mut stream, &input, streams) => Err(None),
+        ended = pump_out(&mut sink, output, taken, streams) => ended,
+        () = pump_in(&mut stream, &input, tell_taken, streams) => Err(None),
         () = app.draining.cancelled() => Err(Some(shutting_down())),
     };
     match ended {
@@ -158,9 +161,22 @@ async fn run(instance: &InstanceHandle, request: ExecRequest) -> Result<ExecSess
 
 /// The command's output to the client, until it has ended: its exit code, an error, or `None` when
 /// the client is gone.
-async fn pump_out(sink: &mut Sink, mut output: ExecOutput, streams: bool) -> Result<i32, Option<Failure>> {
+async fn pump_out(
+    sink: &mut Sink,
+    mut output: ExecOutput,
+    mut taken: mpsc::UnboundedReceiver<u32>,
+    streams: bool,
+) -> Result<i32, Option<Failure>> {
     loop {
-        let (stream, data) = match output.next().await.map_err(|error| Some(OpError::from(error).into()))? {
+        let event = tokio::select! {
+            event = output.next() => event.map_err(|error| Some(OpError::from(error).into()))?,
+            Some(bytes) = taken.recv(), if streams => {
+                let frame = [&[STDIN], &bytes.to_be_bytes()[..]].concat();
+                sink.send(Message::Binary(frame.into())).await.map_err(|_| None)?;
+                continue;
+            }
+        };
+        let (stream, data) = match event {
             ExecEvent::Stdout(data) => (STDOUT, data),
             ExecEvent::Stderr(data) => (STDERR, data),
             ExecEvent::Exited(status) => return Ok(status.code()),
@@ -170,14 +186,70 @@ async fn pump_out(sink: &mut Sink, mut output: ExecOutput, streams: bool) -> Res
     }
 }
 
-/// The client's input to the command, until the client is gone.
-async fn pump_in(stream: &mut Stream, input: &ExecInput, streams: bool) {
+/// What the client says to the command, until the client is gone. Input waits aside for a command
+/// that does not read, so that signals do not wait with it.
+async fn pump_in(stream: &mut Stream, input: &ExecInput, tell_taken: mpsc::UnboundedSender<u32>, streams: bool) {
+    let (queue, queued) = mpsc::unbounded_channel();
+    // A client that knows `streams` keeps to it; others wait, and so does all that they say.
+    let room = Semaphore::new(WINDOW as usize);
+    let feed = async {
+        feed(input, queued, &room, &tell_taken).await;
+        // The command has ended and takes no more; its end is on its way out.
+        room.close();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = hear(stream, input, queue, &room, streams) => {}
+        () = feed => {}
+    }
+}
+
+/// Writes what is queued, of which an empty piece is the end of input, until the command takes no more.
+async fn feed(
+    input: &ExecInput,
+    mut queued: mpsc::UnboundedReceiver<Bytes>,
+    room: &Semaphore,
+    tell_taken: &mpsc::UnboundedSender<u32>,
+) {
+    while let Some(piece) = queued.recv().await {
+        let taken = if piece.is_empty() { input.eof() } else { input.write(&piece).await };
+        if taken.is_err() {
+            return;
+        }
+        room.add_permits(permits(&piece) as usize);
+        // Whoever is not there to be told has gone.
+        tell_taken.send(u32::try_from(piece.len()).unwrap_or(u32::MAX)).ok();
+    }
+}
+
+/// What a piece takes of the room: a large one takes it all.
+fn permits(piece: &Bytes) -> u32 {
+    u32::try_from(piece.len()).unwrap_or(u32::MAX).min(WINDOW)
+}
+
+/// Sorts what the client says, until it is gone.
+async fn hear(
+    stream: &mut Stream,
+    input: &ExecInput,
+    queue: mpsc::UnboundedSender<Bytes>,
+    room: &Semaphore,
+    streams: bool,
+) {
+    let enqueue = async |piece: Bytes| {
+        // Closed when the command takes no more: then what is still said goes nowhere.
+        if let Ok(permits) = room.acquire_many(permits(&piece)).await {
+            permits.forget();
+            queue.send(piece).ok();
+        }
+        Ok(())
+    };
     while let Some(Ok(message)) = stream.next().await {
         let result = match message {
-            Message::Binary(data) if !streams => input.write(&data).await,
-            Message::Binary(data) => match &data[..] {
-                [STDIN] => input.eof(),
-                [STDIN, data @ ..] => input.write(data).await,
+            // Only with `streams` has input an end.
+            Message::Binary(data) if !streams && data.is_empty() => Ok(()),
+            Message::Binary(data) if !streams => enqueue(data).await,
+            Message::Binary(data) => match data.first() {
+                Some(&STDIN) => enqueue(data.slice(1..)).await,
                 // A stream that this version does not know.
                 _ => Ok(()),
             },
@@ -188,21 +260,15 @@ async fn pump_in(stream: &mut Stream, input: &ExecInput, streams: bool) {
                     None => Ok(()),
                 },
                 // Hypeman's server takes text for input too.
-                Err(_) if !streams => input.write(text.as_bytes()).await,
+                Err(_) if !streams && !text.is_empty() => enqueue(text.into()).await,
                 Err(_) => Ok(()),
             },
             Message::Close(_) => return,
             Message::Ping(_) | Message::Pong(_) => Ok(()),
         };
-        // The command has ended and takes no more; its end is on its way out.
-        if result.is_err() {
-            break;
-        }
-    }
-    // Only a client that is gone ends the session: one whose command has ended is told so.
-    while let Some(Ok(message)) = stream.next().await {
-        if let Message::Close(_) = message {
-            return;
+        // Only a client that is gone ends the session: one whose command has ended is told so.
+        if let Err(error) = result {
+            debug!(%error, "a command was told something that it could not take");
         }
     }
 }

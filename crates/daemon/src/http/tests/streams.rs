@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use hearth_api::client::{CpEvent, ExecEvent};
+use hearth_api::client::{CpEvent, ExecEvent, ExecSession};
 use hearth_api::cp::CpRequest;
 use hearth_api::exec::{ExecEnd, ExecRequest};
 use hearth_api::instances::DeleteInstance;
@@ -97,6 +97,47 @@ async fn a_command_has_its_own_input_output_errors_and_exit_code() {
     let error = end.error.expect("a reason");
     assert_eq!((end.exit_code, error.kind()), (127, ErrorKind::NotFound));
     assert!(error.message.contains("no-such-command"), "{}", error.message);
+}
+
+/// `sleep` takes no input: what the window lets through waits, and the signal does not wait behind it.
+#[tokio::test]
+async fn a_signal_passes_input_that_the_command_does_not_read() {
+    let server = Server::new().await;
+    server.create("web").await;
+    let request = ExecRequest { command: vec!["sleep".into(), "1000".into()], ..ExecRequest::default() };
+    let mut session = server.client.exec("web", &request).await.expect("run");
+    let more = vec![b'x'; 8 << 20];
+    let blocked = tokio::time::timeout(Duration::from_millis(300), session.input.write(&more)).await;
+    assert!(blocked.is_err(), "all was taken");
+    session.input.signal("TERM").await.expect("sent");
+    let end = tokio::time::timeout(Duration::from_secs(20), session.output.next()).await.expect("in time");
+    assert_eq!(end.expect("an event"), ExecEvent::End(ExecEnd { exit_code: 128 + 15, error: None }));
+}
+
+#[tokio::test]
+async fn input_of_many_windows_arrives_whole() {
+    let server = Server::new().await;
+    server.create("web").await;
+    let request = ExecRequest { command: vec!["cat".into()], ..ExecRequest::default() };
+    let ExecSession { mut input, mut output } = server.client.exec("web", &request).await.expect("run");
+    let sent: Vec<u8> = (0..5_u32 << 20).map(|at| at.to_le_bytes()[usize::from(at % 3 == 0)]).collect();
+    let write = async {
+        input.write(&sent).await.expect("written");
+        input.end().await.expect("ended");
+    };
+    let read = async {
+        let mut came = Vec::new();
+        loop {
+            match output.next().await.expect("an event") {
+                ExecEvent::Stdout(data) => came.extend_from_slice(&data),
+                ExecEvent::Stderr(data) => panic!("{data:?}"),
+                ExecEvent::End(end) => return (came, end.exit_code),
+            }
+        }
+    };
+    let ((), (came, code)) = tokio::join!(write, read);
+    assert_eq!(code, 0);
+    assert!(came == sent, "{} of {} bytes came", came.len(), sent.len());
 }
 
 #[tokio::test]
