@@ -21,6 +21,7 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcgetattr, tcsetattr};
 
 use crate::link::Link;
+use crate::note::note;
 use crate::{network, sys};
 use uevents::Uevents;
 
@@ -58,11 +59,13 @@ impl Disks {
 pub fn boot() -> Result<Disks, BootError> {
     kernel_file_systems()?;
     let uevents = Uevents::listen().map_err(failed("listen for devices"))?;
-    modules::load();
+    let missing = modules::load();
     if let Err(error) = network::loopback() {
-        eprintln!("hearth-agent: bring up lo: {error}");
+        note(format_args!("bring up lo: {error}"));
     }
-    let found = disks::find(&uevents, Instant::now() + PATIENCE)?;
+    // Without its module a disk is not there, and that is what should be told.
+    let found = disks::find(&uevents, Instant::now() + PATIENCE)
+        .map_err(|BootError(error)| BootError([vec![error], missing].concat().join("; ")))?;
     let disks = mount_image(&found)?;
     switch_root()?;
     Ok(disks)
@@ -138,7 +141,7 @@ fn switch_root() -> Result<(), BootError> {
     // Not every kernel has these, and few programs miss them.
     for (kind, target) in [("cgroup2", "/sys/fs/cgroup"), ("mqueue", "/dev/mqueue")] {
         if let Err(error) = mount_new(kind, target, plain | MountFlags::NOEXEC, "") {
-            eprintln!("hearth-agent: {error}");
+            note(error);
         }
     }
     let _ = fs::create_dir_all("/tmp");

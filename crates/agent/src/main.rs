@@ -14,6 +14,7 @@ mod exec;
 mod identity;
 mod link;
 mod network;
+mod note;
 mod outbox;
 mod power;
 mod program;
@@ -52,7 +53,7 @@ fn guest() -> ! {
         }
     };
     if let Err(error) = sys::stay_resident() {
-        eprintln!("hearth-agent: cannot stay in memory: {error}");
+        note::note(format_args!("cannot stay in memory: {error}"));
     }
     let served = boot::agent_link().and_then(|link| Server::new(link, Place::Guest, failure)?.run());
     if let Err(error) = served {

@@ -23,6 +23,8 @@ pub fn off(disks: Option<Disks>) -> ! {
             let _ = mount_remount(&path, MountFlags::RDONLY, c"");
         }
     }
+    // The kernel says that it restarts, loudly; the console is the program's.
+    let _ = std::fs::write("/proc/sys/kernel/printk", "0");
     if let Err(error) = reboot(RebootCommand::Restart) {
         eprintln!("hearth-agent: cannot restart the machine: {error}");
     }

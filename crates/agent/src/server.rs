@@ -21,6 +21,7 @@ use crate::copy_to::CopyTo;
 use crate::exec::{CHUNK, Exec};
 use crate::identity::{self, Identity, Published};
 use crate::link::{Input, Link};
+use crate::note::note;
 use crate::outbox::Outbox;
 use crate::{power, program, sys};
 
@@ -212,7 +213,7 @@ impl Server {
         if let Some(old) = self.stale.take()
             && let Err(error) = identity::write_names(&self.identity, &old)
         {
-            eprintln!("hearth-agent: {error}");
+            note(error);
         }
     }
 
@@ -286,7 +287,6 @@ impl Server {
     }
 
     fn program_ended(&mut self, exit: hearth_agent_proto::ProgramExit) {
-        eprintln!("hearth-agent: program {}", exit.message);
         self.tell(&ToHost::ProgramExited(exit.clone()));
         self.program = ProgramState::Exited(exit);
         self.ending.kill_at = None;

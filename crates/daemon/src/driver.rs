@@ -141,7 +141,7 @@ impl Driver {
             if let Err(error) = self.host.store.append_timeline(&timeline) {
                 warn!(%error, "timeline not stored");
             }
-            self.log(&timeline);
+            self.log_operation(&timeline);
         }
         self.count(op, done.as_ref().map(drop).map_err(|error| error.kind), began);
         drop(reply.send(done));
@@ -158,7 +158,7 @@ impl Driver {
         op: Op,
         request: Request,
     ) -> (Result<(Outcome, Option<SnapshotRecord>), OpError>, InstanceRecord, Option<crate::run::Steps>) {
-        let host = Arc::clone(&self.host);
+        let (host, view) = (Arc::clone(&self.host), self.handle.watch());
         let mut subject = Subject {
             record: self.record.clone(),
             dir: self.handle.dir(),
@@ -166,7 +166,7 @@ impl Driver {
         };
         let task = tokio::spawn(
             async move {
-                let mut run = Run::new(op, &host);
+                let mut run = Run::new(op, &host, view);
                 let result = ops::carry_out(&host, &mut subject, request, &mut run).await;
                 let (result, steps) = run.settle(result).await;
                 (result, subject.record, steps)
@@ -225,7 +225,11 @@ impl Driver {
             Err(error) => {
                 let expected = matches!(
                     error.kind,
-                    ErrorKind::Invalid | ErrorKind::WrongState | ErrorKind::NotFound | ErrorKind::AlreadyExists
+                    ErrorKind::Invalid
+                        | ErrorKind::WrongState
+                        | ErrorKind::NotFound
+                        | ErrorKind::AlreadyExists
+                        | ErrorKind::Cancelled
                 );
                 if expected {
                     info!(%op, %error, "operation refused");
@@ -300,6 +304,7 @@ impl Driver {
         self.handle.publish(|view| {
             view.record = record;
             view.busy_since_ms = None;
+            view.cut_short = false;
         });
     }
 
@@ -312,6 +317,7 @@ impl Driver {
         self.handle.publish(|view| {
             view.gone = true;
             view.busy_since_ms = None;
+            view.cut_short = false;
         });
     }
 
@@ -349,6 +355,7 @@ impl Driver {
     fn note_exit(&mut self, event: &Event) -> bool {
         let Some((code, message)) = agents::program_exit(event) else { return false };
         info!(code, message, "program ended");
+        self.log(now_ms(), &format!("program {message}"));
         self.record.exit = Some(ProgramExit { code, message });
         true
     }
@@ -401,14 +408,19 @@ impl Driver {
         });
     }
 
-    /// One line for the instance's own log.
-    fn log(&self, timeline: &hearth_store::TimelineRecord) {
-        let when = jiff::Timestamp::from_millisecond(timeline.at_ms).unwrap_or_default();
+    fn log_operation(&self, timeline: &hearth_store::TimelineRecord) {
         let ms = timeline.total_us / 1000;
-        let line = match &timeline.error {
-            None => format!("{when} {} done in {ms} ms\n", timeline.op),
-            Some(error) => format!("{when} {} failed after {ms} ms: {error}\n", timeline.op),
+        let text = match &timeline.error {
+            None => format!("{} done in {ms} ms", timeline.op),
+            Some(error) => format!("{} failed after {ms} ms: {error}", timeline.op),
         };
+        self.log(timeline.at_ms, &text);
+    }
+
+    /// One line for the instance's own log.
+    fn log(&self, at_ms: i64, text: &str) {
+        let when = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
+        let line = format!("{when} {text}\n");
         let file = std::fs::OpenOptions::new().append(true).create(true).open(self.handle.dir().hearth_log());
         if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
             warn!(%error, "the instance's log could not be written");

@@ -4,19 +4,19 @@ use std::fs::{self, File};
 
 use rustix::io::Errno;
 
+use crate::note::note;
+
 const LIST: &str = "/lib/hearth/modules.list";
 const DIR: &str = "/lib/hearth/modules";
 
-/// Loads them all. One that does not load is said on the console: whether the guest can do without
-/// it will show. Their files are memory of the guest, and are given back.
-pub fn load() {
-    let list = match fs::read_to_string(LIST) {
-        Ok(list) => list,
-        Err(error) => {
-            eprintln!("hearth-agent: no modules loaded: {LIST}: {error}");
-            return;
-        }
-    };
+/// Loads them all; which did not load, and why: whether the guest can do without will show. Their
+/// files are memory of the guest, and are given back.
+pub fn load() -> Vec<String> {
+    let mut missing = Vec::new();
+    let list = fs::read_to_string(LIST).unwrap_or_else(|error| {
+        missing.push(format!("no modules loaded: {LIST}: {error}"));
+        String::new()
+    });
     for name in list.lines().map(str::trim).filter(|name| !name.is_empty()) {
         let path = format!("{DIR}/{name}");
         let loaded = File::open(&path).map_err(|error| error.to_string()).and_then(|file| {
@@ -27,8 +27,10 @@ pub fn load() {
             }
         });
         if let Err(error) = loaded {
-            eprintln!("hearth-agent: module {name}: {error}");
+            missing.push(format!("module {name}: {error}"));
         }
         let _ = fs::remove_file(path);
     }
+    missing.iter().for_each(note);
+    missing
 }
