@@ -353,6 +353,16 @@ pub struct ListInstances {
     pub state: Option<InstanceState>,
 }
 
+/// Query of `POST /instances`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CreateQuery {
+    /// Ours: if the client hangs up before the answer, the instance is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<bool>,
+}
+
 /// Query of `DELETE /instances/{id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -24,6 +24,8 @@ pub(crate) struct InstanceView {
     pub(crate) record: Arc<InstanceRecord>,
     /// Since when it is busy, in ms since 1970.
     pub(crate) busy_since_ms: Option<i64>,
+    /// What is under way has been told to end.
+    pub(crate) cut_short: bool,
     /// It has been deleted.
     pub(crate) gone: bool,
 }
@@ -111,7 +113,7 @@ impl InstanceHandle {
     pub(crate) fn new(host: Arc<Host>, record: InstanceRecord) -> (Self, mpsc::UnboundedReceiver<Job>) {
         let (jobs, queue) = mpsc::unbounded_channel();
         let busy_since_ms = matches!(record.phase, Phase::Busy { .. }).then(crate::clock::now_ms);
-        let view = InstanceView { record: Arc::new(record), busy_since_ms, gone: false };
+        let view = InstanceView { record: Arc::new(record), busy_since_ms, cut_short: false, gone: false };
         let shared = Shared {
             id: view.record.id.clone(),
             host,
@@ -170,7 +172,7 @@ impl InstanceHandle {
         }
     }
 
-    /// Ends and removes it. `graceful`: the guest is asked first.
+    /// Ends and removes it, also while it boots. `graceful`: the guest is asked first.
     pub(crate) async fn delete(&self, graceful: bool) -> Result<(), OpError> {
         self.request(Request::Delete { graceful }).await.map(|_| ())
     }
@@ -225,23 +227,37 @@ impl InstanceHandle {
     /// Admits a request and hands it to the driver; resolves when it has been carried out.
     pub(crate) async fn request(&self, request: Request) -> Result<Done, OpError> {
         let op = request.op();
-        let mut verdict = None;
-        self.shared.view.send_if_modified(|view| {
-            let decided = admit(&view.record.phase, op);
-            let run = decided == Ok(Admitted::Run);
-            if run {
-                let from = view.state().clone();
-                Arc::make_mut(&mut view.record).phase = Phase::Busy { op, from };
-                view.busy_since_ms = Some(crate::clock::now_ms());
+        loop {
+            let mut verdict = None;
+            self.shared.view.send_if_modified(|view| {
+                let decided = admit(&view.record.phase, op);
+                match decided {
+                    Ok(Admitted::Run) => {
+                        let from = view.state().clone();
+                        Arc::make_mut(&mut view.record).phase = Phase::Busy { op, from };
+                        view.busy_since_ms = Some(crate::clock::now_ms());
+                        view.cut_short = false;
+                    }
+                    Ok(Admitted::CutShort) => view.cut_short = true,
+                    Ok(Admitted::AlreadyThere) | Err(_) => {}
+                }
+                let changes = matches!(decided, Ok(Admitted::Run | Admitted::CutShort));
+                verdict = Some(decided);
+                changes
+            });
+            match verdict {
+                Some(Ok(Admitted::Run)) => return self.submit(request).await,
+                Some(Ok(Admitted::AlreadyThere)) => return Ok(Done::Instance),
+                Some(Ok(Admitted::CutShort)) => {
+                    let ended = |view: &InstanceView| view.gone || view.busy_since_ms.is_none();
+                    // The sender lives in self.
+                    if self.watch().wait_for(ended).await.is_ok_and(|view| view.gone) {
+                        return Ok(Done::Instance);
+                    }
+                }
+                Some(Err(denied)) => return Err(OpError::denied(op, self.name().as_str(), &denied)),
+                None => return Err(OpError::new(ErrorKind::Internal, "a request was not decided")),
             }
-            verdict = Some(decided);
-            run
-        });
-        match verdict {
-            Some(Ok(Admitted::Run)) => self.submit(request).await,
-            Some(Ok(Admitted::AlreadyThere)) => Ok(Done::Instance),
-            Some(Err(denied)) => Err(OpError::denied(op, self.name().as_str(), &denied)),
-            None => Err(OpError::new(ErrorKind::Internal, "a request was not decided")),
         }
     }
 

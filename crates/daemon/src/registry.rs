@@ -84,14 +84,11 @@ impl Registry {
         views
     }
 
-    /// Makes an instance of an image and boots it; resolves when its program has started, or
-    /// nothing of it is left.
-    pub(crate) async fn create(&self, spec: InstanceSpec, image_digest: String) -> Result<InstanceHandle, OpError> {
+    /// Takes the name of a new instance of an image; [`Request::Create`] boots it.
+    pub(crate) fn begin(&self, spec: InstanceSpec, image_digest: String) -> Result<InstanceHandle, OpError> {
         self.inner.host.check_backend(spec.backend)?;
         let record = self.reserve(Op::Create, spec, image_digest, None)?;
-        let handle = self.spawn(record, None);
-        handle.submit(Request::Create).await?;
-        Ok(handle)
+        Ok(self.spawn(record, None))
     }
 
     /// Makes one instance of a snapshot, or of an instance as it is now.

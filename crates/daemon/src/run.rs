@@ -15,9 +15,11 @@ use std::time::Instant;
 
 use hearth_model::Op;
 use hearth_store::{StepTime, TimelineRecord};
+use tokio::sync::watch;
 use tracing::{Instrument, debug, debug_span, warn};
 
 use crate::error::OpError;
+use crate::handle::InstanceView;
 use crate::metrics::Metrics;
 use crate::ops::faults::Faults;
 
@@ -32,6 +34,7 @@ pub(crate) struct Run {
     leaks: Vec<String>,
     metrics: Arc<Metrics>,
     faults: Faults,
+    view: watch::Receiver<InstanceView>,
 }
 
 impl std::fmt::Debug for Run {
@@ -41,7 +44,8 @@ impl std::fmt::Debug for Run {
 }
 
 impl Run {
-    pub(crate) fn new(op: Op, host: &crate::host::Host) -> Self {
+    /// `view` tells when the operation shall be cut short.
+    pub(crate) fn new(op: Op, host: &crate::host::Host, view: watch::Receiver<InstanceView>) -> Self {
         Self {
             op,
             began: Instant::now(),
@@ -50,6 +54,7 @@ impl Run {
             leaks: Vec::new(),
             metrics: Arc::clone(&host.metrics),
             faults: host.faults.clone(),
+            view,
         }
     }
 
@@ -69,9 +74,30 @@ impl Run {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, OpError> {
         let began = Instant::now();
-        let result = attempt(self.faults.clone(), name, work).await;
+        let told = self.view.borrow().cut_short;
+        let result = match told {
+            true => Err(cut_short(self.op)),
+            false => attempt(self.faults.clone(), name, work).await,
+        };
         self.note_end(name, began, result.is_ok());
         result.map_err(|error| OpError { op: Some(self.op), step: error.step.or(Some(name)), ..error })
+    }
+
+    /// A step that waits for a guest and changes nothing: it may be given up when the operation is
+    /// cut short.
+    pub(crate) async fn wait<T, E: Into<OpError>>(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, OpError> {
+        let (op, mut view) = (self.op, self.view.clone());
+        let or_cut_short = async {
+            tokio::select! {
+                result = work => result.map_err(Into::into),
+                Ok(_) = view.wait_for(|view| view.cut_short) => Err(cut_short(op)),
+            }
+        };
+        self.step(name, or_cut_short).await
     }
 
     /// The operation has happened: a failure after this no longer undoes it.
@@ -138,6 +164,10 @@ impl Run {
         let start_us = micros(began.duration_since(self.began));
         self.steps.push(StepTime { name: name.to_owned(), start_us, took_us: micros(took), note });
     }
+}
+
+fn cut_short(op: Op) -> OpError {
+    OpError::new(hearth_model::ErrorKind::Cancelled, format!("the {op} was cut short: the instance was deleted"))
 }
 
 /// Makes one call, unless a test wants it to fail.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use hearth_vmm::{BackendProbe, Ended, Launcher};
 
 use crate::config::Config;
 use crate::error::OpError;
-use crate::handle::InstanceHandle;
+use crate::handle::{InstanceHandle, Request};
 use crate::host::{Host, Vmms};
 use crate::paths::DataDir;
 use crate::registry::Registry;
@@ -24,7 +25,7 @@ use crate::registry::Registry;
 type Guests = Arc<Mutex<HashMap<(PathBuf, u32), FakeGuest>>>;
 
 /// VMMs whose guests answer, and end when they are told to shut down.
-fn fake_host() -> FakeHost {
+fn fake_host(mute: Arc<AtomicBool>) -> FakeHost {
     let guests = Guests::default();
     let this: Arc<OnceLock<FakeHost>> = Arc::default();
     let host = FakeHost::new({
@@ -34,6 +35,7 @@ fn fake_host() -> FakeHost {
             let Some(seat) = host.alive().into_iter().find(|seat| seat.dir == dir) else { return };
             let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
             let guest = guests.entry((seat.dir.clone(), seat.pid)).or_default().clone();
+            guest.set_silent(mute.load(Ordering::Relaxed));
             drop(guest.serve(stream));
             tokio::spawn(async move {
                 while host.alive().iter().any(|alive| alive.pid == seat.pid) {
@@ -54,6 +56,8 @@ pub(crate) struct World {
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Registry,
     pub(crate) digest: String,
+    /// Guests that are dialled while this is set say nothing.
+    pub(crate) mute: Arc<AtomicBool>,
     _dir: tempfile::TempDir,
 }
 
@@ -90,16 +94,17 @@ impl World {
             path: None,
             why: String::new(),
         };
+        let mute = Arc::new(AtomicBool::new(false));
         let vmms = Vmms {
             accel: Accel::Tcg,
             accel_why: "a test".into(),
             probes: Backend::ALL.map(probe).to_vec(),
-            launcher: Launcher::Fake(fake_host()),
+            launcher: Launcher::Fake(fake_host(Arc::clone(&mute))),
         };
         let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         let host = Host::new(config, data, store, vmms).expect("a host");
         let registry = Registry::new(Arc::clone(&host));
-        Self { host, registry, digest, _dir: dir }
+        Self { host, registry, digest, mute, _dir: dir }
     }
 
     pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
@@ -124,7 +129,9 @@ impl World {
     }
 
     pub(crate) async fn create(&self, name: &str) -> Result<InstanceHandle, OpError> {
-        self.registry.create(self.spec(name), self.digest.clone()).await
+        let handle = self.registry.begin(self.spec(name), self.digest.clone())?;
+        handle.submit(Request::Create).await?;
+        Ok(handle)
     }
 
     pub(crate) fn get(&self, name: &str) -> InstanceHandle {

@@ -10,6 +10,8 @@ pub enum Admitted {
     Run,
     /// The instance is there already; answer with it.
     AlreadyThere,
+    /// Cut short what is under way, and ask again once that has ended.
+    CutShort,
 }
 
 /// The operation may not begin.
@@ -64,9 +66,11 @@ impl Denied {
 /// [`Denied`], with what stands in the way.
 pub fn admit(phase: &Phase, op: Op) -> Result<Admitted, Denied> {
     use InstanceState::{Failed, Running, Standby, Stopped};
-    let state = match phase {
-        Phase::Busy { op: running, .. } => return Err(Denied::Busy { running: *running }),
-        Phase::Resting(state) => state,
+    let state = match (phase, op) {
+        // A boot may take its time, or never come to an end.
+        (Phase::Busy { op: Op::Create | Op::Fork | Op::Start, .. }, Op::Delete) => return Ok(Admitted::CutShort),
+        (Phase::Busy { op: running, .. }, _) => return Err(Denied::Busy { running: *running }),
+        (Phase::Resting(state), _) => state,
     };
     let run = Ok(Admitted::Run);
     let already = Ok(Admitted::AlreadyThere);
@@ -124,6 +128,7 @@ mod tests {
             Op::ALL.map(|op| match admit(&Phase::Resting(state.clone()), op) {
                 Ok(Admitted::Run) => '●',
                 Ok(Admitted::AlreadyThere) => '–',
+                Ok(Admitted::CutShort) => '!',
                 Err(_) => '✗',
             })
         });
@@ -133,12 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn busy_denies_everything() {
+    fn busy_denies_everything_but_the_delete_of_what_boots() {
         for from in states() {
             for running in Op::ALL {
                 for op in Op::ALL {
                     let phase = Phase::Busy { op: running, from: from.clone() };
-                    assert_eq!(admit(&phase, op), Err(Denied::Busy { running }));
+                    let boots = [Op::Create, Op::Fork, Op::Start].contains(&running);
+                    let wanted =
+                        if boots && op == Op::Delete { Ok(Admitted::CutShort) } else { Err(Denied::Busy { running }) };
+                    assert_eq!(admit(&phase, op), wanted);
                 }
             }
         }

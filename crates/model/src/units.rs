@@ -110,7 +110,7 @@ pub enum MemError {
     #[error("memory of {0} is too large: at most 1 TB")]
     TooLarge(ByteSize),
     /// Not a whole number of MiB.
-    #[error("memory of {} bytes is not a whole number of MiB", .0.bytes())]
+    #[error("memory of {} bytes is not a whole number of MiB; give a unit, as in 256MB", .0.bytes())]
     Uneven(ByteSize),
 }
 

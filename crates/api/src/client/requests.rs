@@ -9,8 +9,8 @@ use crate::capabilities::Capabilities;
 use crate::health::Health;
 use crate::images::{CreateImage, Image, ImportImage};
 use crate::instances::{
-    CreateInstance, DeleteInstance, ForkAnswer, ForkInstance, Forked, Instance, InstanceState, InstanceStats,
-    ListInstances, PathInfo, StatQuery, WaitQuery, Waited,
+    CreateInstance, CreateQuery, DeleteInstance, ForkAnswer, ForkInstance, Forked, Instance, InstanceState,
+    InstanceStats, ListInstances, PathInfo, StatQuery, WaitQuery, Waited,
 };
 use crate::resources::Resources;
 use crate::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot};
@@ -75,6 +75,12 @@ impl Client {
     /// Makes an instance; it boots after the answer.
     pub async fn create_instance(&self, request: &CreateInstance) -> Result<Instance, ClientError> {
         self.post("/instances", Some(request)).await
+    }
+
+    /// The same; whoever drops this before it is done leaves nothing behind.
+    pub async fn create_attached_instance(&self, request: &CreateInstance) -> Result<Instance, ClientError> {
+        let query = CreateQuery { attached: Some(true) };
+        self.post(&with_query("/instances", &query, &Tags::new())?, Some(request)).await
     }
 
     /// Removes an instance, whatever its state.

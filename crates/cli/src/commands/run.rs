@@ -26,6 +26,9 @@ const ALL_LINES: u64 = 100_000;
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+  hearth run --name web --size 512MB -e PORT=80 web:1     boots it; it goes on when this ends
+  hearth run --rm bb -- /bin/sh -c 'echo hello'           shows what it prints, and removes it")]
 pub(crate) struct Arguments {
     /// Its name, and its hostname [default: made of the image's name]
     #[arg(long)]
@@ -72,12 +75,17 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<u8, C
     let client = context.client()?;
     let request = request(arguments);
     let doing = format!("booting {}", request.name);
-    // From here on an interruption must not leave behind what `--rm` is to remove.
-    let stop = rm.then(Stop::catch).transpose()?;
-    let created = context.output.while_waiting(&doing, client.create_instance(&request)).await?;
-    if let Some(stop) = stop {
+    if rm {
+        // From here on an interruption must not leave behind what `--rm` is to remove.
+        let mut stop = Stop::catch()?;
+        let created = tokio::select! {
+            created = context.output.while_waiting(&doing, client.create_attached_instance(&request)) => created?,
+            // The server removes it when we hang up.
+            code = stop.wanted() => return Ok(code),
+        };
         return run_to_the_end(context, &client, &created, stop).await;
     }
+    let created = context.output.while_waiting(&doing, client.create_instance(&request)).await?;
     let instance = match created.state {
         // Of a server that answers before the guest is up.
         InstanceState::Initializing => {

@@ -8,11 +8,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use hearth_api::ErrorBody;
 use hearth_api::instances::{
-    CreateInstance, DeleteInstance, Instance, ListInstances, StandbyInstance, StartInstance, UpdateInstance,
+    CreateInstance, CreateQuery, DeleteInstance, Instance, ListInstances, StandbyInstance, StartInstance,
+    UpdateInstance,
 };
 use hearth_model::spec::{MAX_VCPUS, Program};
 use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, MemMib};
 use hearth_store::ImageRecord;
+use tracing::{info, warn};
 
 use super::error::Failure;
 use super::input::{Body, Named, Query, parse_field, parse_name};
@@ -20,7 +22,9 @@ use super::observe::to_the_end;
 use super::view;
 use crate::config::Defaults;
 use crate::error::OpError;
+use crate::handle::{InstanceHandle, Request};
 use crate::images::parse_ref;
+use crate::resources;
 use crate::serve::App;
 
 /// Hypeman's runtimes that this build does not have.
@@ -47,19 +51,47 @@ pub(super) async fn list(
 ///
 /// The answer comes when its program has started. If it cannot, nothing of the instance is left.
 #[utoipa::path(post, path = "/instances", tag = "instances", operation_id = "createInstance",
-    request_body = CreateInstance, responses(
+    params(CreateQuery), request_body = CreateInstance, responses(
     (status = 201, description = "It runs.", body = Instance),
     (status = "default", description = "Why not.", body = ErrorBody)))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    Query { query, .. }: Query<CreateQuery>,
     Body(request): Body<CreateInstance>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
     let image = app.images.get(&parse_ref(&request.image)?)?;
     let digest = image.digest.clone();
     let spec = spec(&app.config.defaults, request, image)?;
-    let registry = app.registry.clone();
-    let made = to_the_end(async move { registry.create(spec, digest).await }).await?;
-    Ok((StatusCode::CREATED, Json(view::instance(&made.view()))))
+    let host = ByteSize(resources::capacity(&app.config.data_dir).memory);
+    fits_into(host, &spec)?;
+    let instance = app.registry.begin(spec, digest)?;
+    let guard = query.attached.unwrap_or(false).then(|| DeletedIfDropped(Some(instance.clone())));
+    let made = to_the_end({
+        let instance = instance.clone();
+        async move { instance.submit(Request::Create).await }
+    });
+    let made = made.await;
+    // It runs, or nothing is left of it.
+    if let Some(mut guard) = guard {
+        guard.0 = None;
+    }
+    made?;
+    Ok((StatusCode::CREATED, Json(view::instance(&instance.view()))))
+}
+
+/// An instance that nobody wants once its client has hung up.
+struct DeletedIfDropped(Option<InstanceHandle>);
+
+impl Drop for DeletedIfDropped {
+    fn drop(&mut self) {
+        let Some(instance) = self.0.take() else { return };
+        tokio::spawn(async move {
+            info!(instance = %instance.name(), "the client that made it has hung up");
+            if let Err(error) = instance.delete(false).await {
+                warn!(instance = %instance.name(), %error, "it could not be removed");
+            }
+        });
+    }
 }
 
 /// One instance
@@ -160,7 +192,7 @@ fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Res
     let cmd = request.cmd.filter(|cmd| !cmd.is_empty());
     let program = Program::resolve(&image.name, &image.config, request.entrypoint, cmd, &env).map_err(|error| {
         OpError::new(ErrorKind::Invalid, error.to_string())
-            .hinted("say what to run with \"cmd\" or \"entrypoint\"")
+            .hinted("say what to run: `hearth run IMAGE -- CMD`, or \"cmd\" or \"entrypoint\" in the request")
             .about("image", image.name.as_str())
     })?;
     let backend = backend(defaults, request.hypervisor.as_deref())?;
@@ -204,6 +236,18 @@ fn network(backend: Backend, wanted: Option<bool>) -> Result<bool, Failure> {
     }
 }
 
+/// More memory than the host has can never be had; whether it is free is the kernel's to say.
+fn fits_into(host: ByteSize, spec: &InstanceSpec) -> Result<(), OpError> {
+    let wanted = spec.memory.size();
+    if wanted <= host {
+        return Ok(());
+    }
+    let message = format!("instance {}: {wanted} of memory are more than this host has, {host}", spec.name);
+    Err(OpError::new(ErrorKind::Exhausted, message)
+        .hinted("give it a smaller size")
+        .about("instance", spec.name.as_str()))
+}
+
 fn given(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
 }
@@ -221,7 +265,7 @@ fn backend(defaults: &Defaults, asked: Option<&str>) -> Result<Backend, Failure>
     let Some(name) = given(asked) else { return Ok(defaults.hypervisor) };
     name.parse().map_err(|error: hearth_model::runtime::UnknownBackend| {
         let message = format!("field \"hypervisor\": {error}");
-        let hint = "GET /capabilities lists the runtimes";
+        let hint = "`hearth doctor` and GET /capabilities say which can run here";
         let kind = if OTHER_RUNTIMES.contains(&name) { ErrorKind::Unsupported } else { ErrorKind::Invalid };
         OpError::new(kind, message).hinted(hint).into()
     })

@@ -3,6 +3,9 @@
 //! It runs when its agent has been told who it is and its program has started; one without an
 //! agent, when its vCPUs do.
 
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Born, Live, Subject};
@@ -10,6 +13,9 @@ use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::run::{Run, blocking};
 use crate::{agents, host};
+
+/// So many lines of the console are quoted when a guest does not come up.
+const QUOTED: usize = 8;
 
 pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Born, OpError> {
     let dir = subject.dir.clone();
@@ -23,8 +29,9 @@ pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
     let (mut agent, mut events) = (None, None);
     if subject.record.spec.agent {
         let within = host.config.timeouts.boot();
-        let (met, mut heard) = run.step("reach agent", agents::meet(&vmm, within)).await?;
-        run.step("start program", agents::start_program(&vmm, &met, &mut heard, &subject.record, within)).await?;
+        let meet = async { agents::meet(&vmm, within).await.map_err(|error| with_console(error, &dir.serial_log())) };
+        let (met, mut heard) = run.wait("reach agent", meet).await?;
+        run.wait("start program", agents::start_program(&vmm, &met, &mut heard, &subject.record, within)).await?;
         let identity = agents::identity(&subject.record);
         let refreshed = run.step("refresh identity", agents::refresh(&met, &identity, within)).await;
         refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
@@ -34,4 +41,28 @@ pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;
     Ok(Born { live: Live { vmm, agent }, events })
+}
+
+/// Why a guest does not come up is what it said last; its log goes when its creation is undone.
+fn with_console(mut error: OpError, log: &Path) -> OpError {
+    let text = last_words(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => error.causes.push("its console is empty".to_owned()),
+        lines => {
+            let tail = &lines[lines.len().saturating_sub(QUOTED)..];
+            error.causes.push(format!("its console ends with:\n    {}", tail.join("\n    ")));
+        }
+    }
+    error
+}
+
+/// The end of a console's log.
+fn last_words(log: &Path) -> io::Result<String> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(4096)))?;
+    let mut bytes = Vec::new();
+    file.take(4096).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

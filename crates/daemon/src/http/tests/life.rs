@@ -1,5 +1,6 @@
 //! Lives of images, instances and snapshots, through the client.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hearth_api::Tags;
@@ -13,6 +14,7 @@ use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, Restore
 use hearth_model::{ErrorKind, Kind};
 
 use super::server::{IMAGE, Server};
+use crate::handle::InstanceView;
 
 fn tags(pairs: &[(&str, &str)]) -> Tags {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -88,6 +90,84 @@ async fn an_instance_from_creation_to_removal() {
 
     client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
     assert_eq!(kind(client.instance("web").await), ErrorKind::NotFound);
+}
+
+/// Resolves when the view says so.
+async fn becomes(server: &Server, name: &str, wanted: impl Fn(&InstanceView) -> bool) {
+    let mut view = server.app.registry.resolve(name).expect("it is there").watch();
+    let seen = tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| wanted(view))).await;
+    seen.expect("in time").expect("its driver lives");
+}
+
+async fn appears(server: &Server, name: &str) {
+    while server.app.registry.resolve(name).is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Its guest never answers: without being cut short, the boot would take its two minutes.
+#[tokio::test]
+async fn an_instance_that_boots_can_be_deleted() {
+    let server = Server::new().await;
+    let before = server.world.picture();
+    server.world.mute.store(true, Ordering::Relaxed);
+    let wanted = Server::wanted("web");
+    let delete = async {
+        appears(&server, "web").await;
+        assert_eq!(kind(server.client.stop("web").await), ErrorKind::Busy);
+        server.client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
+    };
+    let (made, ()) = tokio::join!(server.client.create_instance(&wanted), delete);
+    let error = made.expect_err("deleted meanwhile");
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(error.to_string().contains("cut short"), "{error}");
+    assert_eq!(server.world.at_rest().await, before);
+
+    // One that was there before is ended first, and then removed.
+    server.world.mute.store(false, Ordering::Relaxed);
+    server.create("web").await;
+    server.client.stop("web").await.expect("stopped");
+    server.world.mute.store(true, Ordering::Relaxed);
+    let delete = async {
+        becomes(&server, "web", |view| view.busy_since_ms.is_some()).await;
+        server.client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
+    };
+    let (started, ()) = tokio::join!(server.client.start("web"), delete);
+    assert_eq!(kind(started), ErrorKind::Cancelled);
+    assert_eq!(server.world.at_rest().await, before);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_takes_with_it_only_what_is_attached() {
+    let server = Server::new().await;
+    let before = server.world.picture();
+    server.world.mute.store(true, Ordering::Relaxed);
+    let made_and_left = async |name: &'static str, attached: bool| {
+        let client = server.client.clone();
+        let request = tokio::spawn(async move {
+            let wanted = Server::wanted(name);
+            if attached {
+                client.create_attached_instance(&wanted).await
+            } else {
+                client.create_instance(&wanted).await
+            }
+        });
+        appears(&server, name).await;
+        let view = server.app.registry.resolve(name).expect("it is there").watch();
+        request.abort();
+        view
+    };
+
+    let mut view = made_and_left("attached", true).await;
+    let gone = tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| view.gone)).await;
+    gone.expect("in time").expect("it is told");
+    assert_eq!(server.world.at_rest().await, before);
+
+    let mut view = made_and_left("free", false).await;
+    let ends = view.wait_for(|view| view.cut_short || view.busy_since_ms.is_none());
+    assert!(tokio::time::timeout(Duration::from_millis(300), ends).await.is_err(), "it boots on");
+    server.client.delete_instance("free", &DeleteInstance::default()).await.expect("deleted");
+    assert_eq!(server.world.at_rest().await, before);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub(super) struct Server {
     pub(super) client: Client,
     address: String,
     dir: tempfile::TempDir,
-    _world: World,
+    pub(super) world: World,
 }
 
 /// What came back, whole.
@@ -63,7 +63,7 @@ impl Server {
         tokio::spawn(axum::serve(listener, crate::http::router(Arc::clone(&app))).into_future());
         let token = secret.map(|secret| crate::auth::sign(secret, r#"{"alg":"HS256"}"#, r#"{"sub":"test"}"#));
         let client = Client::new(&format!("http://{address}"), token.as_deref()).expect("an address");
-        Self { app, client, address, dir: tempfile::tempdir().expect("a directory"), _world: world }
+        Self { app, client, address, dir: tempfile::tempdir().expect("a directory"), world }
     }
 
     /// Imports a root file system with one program in it.
