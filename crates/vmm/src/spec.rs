@@ -196,6 +196,11 @@ pub struct Seat {
 pub fn device_set(machine: &Machine) -> String {
     let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network } = machine;
     let net = if *network { "+net" } else { "" };
-    let channel = if *backend == Backend::Firecracker { "vsock" } else { "agent" };
-    format!("{backend}-1/{}/{vcpus}cpu/{}MiB/serial+rootfs+overlay+{channel}+rng{net}", accel.as_str(), memory.mib())
+    // QEMU's devices changed once; Firecracker's are the first.
+    let (version, channel) = match backend {
+        Backend::Firecracker => (1, "vsock"),
+        Backend::QemuMicrovm | Backend::Qemu => (2, "agent"),
+    };
+    let (accel, mib) = (accel.as_str(), memory.mib());
+    format!("{backend}-{version}/{accel}/{vcpus}cpu/{mib}MiB/serial+rootfs+overlay+{channel}+rng{net}")
 }
