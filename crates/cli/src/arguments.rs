@@ -135,6 +135,47 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Each command that does something, by its words.
+    fn leaves(command: &clap::Command, words: &str, found: &mut Vec<(String, Vec<String>)>) {
+        let mut groups = command.get_subcommands().filter(|sub| sub.get_name() != "help").peekable();
+        if groups.peek().is_none() {
+            let flags = command.get_arguments().filter(|argument| !argument.is_global_set());
+            found.push((words.to_owned(), flags.filter_map(|flag| flag.get_long().map(str::to_owned)).collect()));
+        }
+        for sub in groups {
+            leaves(sub, &format!("{words} {}", sub.get_name()), found);
+        }
+    }
+
+    /// A section each, with every option in it, none that is not there, and an example.
+    #[test]
+    fn the_documentation_has_every_command_and_option() {
+        let text = include_str!("../../../docs/cli.md");
+        let sections: std::collections::BTreeMap<&str, &str> =
+            text.split("\n### `").skip(1).filter_map(|section| section.split_once("`\n")).collect();
+        let mut commands = Vec::new();
+        leaves(&Cli::command(), "hearth", &mut commands);
+        assert!(commands.len() > 20, "{commands:?}");
+        for (words, flags) in &commands {
+            let section = sections.get(words.as_str()).unwrap_or_else(|| panic!("docs/cli.md: no section `{words}`"));
+            // Another part of the document may follow.
+            let section = section.split("\n## ").next().unwrap_or_default();
+            let (told, examples) = section.split_once("```console").unwrap_or_else(|| panic!("{words}: no example"));
+            assert!(examples.contains(words.as_str()), "{words}: its example is of something else");
+            for flag in flags {
+                assert!(told.contains(&format!("--{flag}")), "docs/cli.md: `{words}` without --{flag}");
+            }
+            for word in told.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
+                let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else { continue };
+                let known = flags.iter().any(|known| known == flag) || flag == "json";
+                assert!(known, "docs/cli.md: `{words}` has no --{flag}");
+            }
+        }
+        for heading in sections.keys() {
+            assert!(commands.iter().any(|(words, _)| words == heading), "docs/cli.md: there is no `{heading}`");
+        }
+    }
+
     #[test]
     fn variables_are_given_or_taken_from_here() {
         assert_eq!(variable("A=1=2"), Ok(("A".into(), "1=2".into())));

@@ -2,6 +2,7 @@
 //!
 //! Instances outlive it: their VMMs are processes of their own, found again at the next start.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,7 +173,8 @@ pub(crate) async fn probe(config: &Config) -> Vmms {
 fn init_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let to_people = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(to_people);
     let set = match config.log.format {
         crate::config::LogFormat::Text => log.try_init(),
         crate::config::LogFormat::Json => log.json().try_init(),

@@ -19,6 +19,9 @@ use crate::error::CliError;
 use crate::output::size;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+  hearth cp ./site web:/srv/www      into the instance
+  hearth cp -a web:/var/log .        out of it")]
 pub(crate) struct Arguments {
     /// Keep owners and groups, by number
     #[arg(short, long)]

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::CliError;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "  hearth fork web try --count 10     try-1 to try-10, each going on from where web is")]
 pub(crate) struct Arguments {
     /// Name or id of the instance to fork; it is not changed, and goes on if it runs
     source: String,

@@ -6,6 +6,9 @@ use crate::context::Context;
 use crate::error::CliError;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+  hearth logs -f --tail 20 web          what its program prints
+  hearth logs --source hearth web       what was done to it")]
 pub(crate) struct Arguments {
     /// Name or id of the instance
     name: String,

@@ -154,3 +154,23 @@ fn a_file_that_is_named_must_be_there() {
     let error = Config::load(&options).expect_err("it is not there");
     assert!(error.to_string().contains("/no/such/file"), "{error}");
 }
+
+/// A row each, with its variable, and none that is not there.
+#[test]
+fn the_documentation_has_every_key() {
+    let text = include_str!("../../../../docs/configuration.md");
+    let rows: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(key, rest)| (key, rest.split(" |").next().unwrap_or_default()))
+        .collect();
+    for key in KEYS {
+        let row = rows.iter().find(|(documented, _)| *documented == key);
+        let (_, variable) = row.unwrap_or_else(|| panic!("docs/configuration.md: no row for {key}"));
+        let wanted = format!("`HEARTH_{}`", key.replace('.', "_").to_uppercase());
+        assert!(variable.contains(&wanted), "docs/configuration.md: {key} is set by {wanted}, not {variable}");
+    }
+    for (key, _) in rows {
+        assert!(KEYS.contains(&key), "docs/configuration.md: there is no key {key}");
+    }
+}
