@@ -12,7 +12,8 @@ use hearth_vmm::Vmm;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// Where an unpacked kernel package is: `boot/vmlinuz-*` and `lib/modules/*`.
+/// Where an unpacked kernel package is: `boot/vmlinuz-*` and `lib/modules/*`, which lies below `usr`
+/// since Debian 13.
 pub const KERNEL_DIR: &str = "HEARTH_TEST_KERNEL_DIR";
 
 const MODULES: [&str; 6] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio_rng"];
@@ -21,7 +22,8 @@ const MODULES: [&str; 6] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_c
 pub fn make(into: &Path) -> Result<(PathBuf, PathBuf), String> {
     let kernel_dir = std::env::var_os(KERNEL_DIR).map(PathBuf::from).ok_or(format!("{KERNEL_DIR} is not set"))?;
     let kernel = only(&kernel_dir.join("boot"), "vmlinuz-")?;
-    let modules = only(&kernel_dir.join("lib/modules"), "")?;
+    let modules =
+        only(&kernel_dir.join("lib/modules"), "").or_else(|_| only(&kernel_dir.join("usr/lib/modules"), ""))?;
     let init = into.join("init");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/contract/guest.c");
     let gcc = Command::new("gcc").args(["-O1", "-static", "-Wall", "-Werror", "-o"]).arg(&init).arg(source).output();
@@ -63,15 +65,17 @@ fn in_order(root: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
             let path = entry.path();
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
                 dirs.push(path);
-            } else if path.extension() == Some(OsStr::new("ko")) {
-                files.insert(path.file_stem().and_then(OsStr::to_str).unwrap_or_default().replace('-', "_"), path);
+            } else if let Some((name, "ko" | "ko.xz")) =
+                path.file_name().and_then(OsStr::to_str).and_then(|name| name.split_once('.'))
+            {
+                files.insert(name.replace('-', "_"), path);
             }
         }
     }
     fn need(name: &str, files: &HashMap<String, PathBuf>, order: &mut Vec<(String, Vec<u8>)>) {
         let file = format!("{name}.ko");
         let Some(path) = files.get(name).filter(|_| !order.iter().any(|(done, _)| *done == file)) else { return };
-        let content = fs::read(path).expect("a module can be read");
+        let content = module(path);
         let text = content.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(b"depends="));
         let depends = String::from_utf8_lossy(text.unwrap_or_default()).replace('-', "_");
         depends.split(',').filter(|name| !name.is_empty()).for_each(|name| need(name, files, order));
@@ -80,6 +84,16 @@ fn in_order(root: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
     let mut order = Vec::new();
     MODULES.iter().for_each(|name| need(name, &files, &mut order));
     Ok(order)
+}
+
+/// A module as the kernel takes it; Debian 13 packs them.
+fn module(path: &Path) -> Vec<u8> {
+    if path.extension() == Some(OsStr::new("ko")) {
+        return fs::read(path).expect("a module can be read");
+    }
+    let unpacked = Command::new("xz").arg("-dc").arg(path).output().expect("xz is there");
+    assert!(unpacked.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&unpacked.stderr));
+    unpacked.stdout
 }
 
 /// An archive in the "newc" format.
