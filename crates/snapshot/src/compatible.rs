@@ -109,11 +109,12 @@ impl Kind for Incompatible {
     }
 }
 
-/// Decides whether `manifest`'s memory and device state can be loaded on `host`. Disks fit everywhere.
+/// Decides whether `manifest`'s memory and device state can be loaded on `host`, by a VMM that is
+/// launched with `devices`. Disks fit everywhere.
 ///
 /// # Errors
 /// [`Incompatible`], with everything that differs.
-pub fn compatible(manifest: &Manifest, host: &HostFacts) -> Result<(), Incompatible> {
+pub fn compatible(manifest: &Manifest, host: &HostFacts, devices: &[String]) -> Result<(), Incompatible> {
     if manifest.kind == BundleKind::Stopped {
         return Ok(());
     }
@@ -131,6 +132,7 @@ pub fn compatible(manifest: &Manifest, host: &HostFacts) -> Result<(), Incompati
         host.vmm_version.as_ref() == Some(&manifest.vmm_version),
     );
     compare("acceleration", manifest.accel.as_str().into(), host.accel.as_str().into(), manifest.accel == host.accel);
+    compare("device set", manifest.device_set.join(" "), devices.join(" "), manifest.device_set == devices);
     // Translated vCPUs are the same on every host; real ones show the guest what it was booted on.
     let same_cpu = manifest.accel == Accel::Tcg || manifest.cpu == host.cpu;
     compare("CPU", manifest.cpu.to_string(), host.cpu.to_string(), same_cpu);

@@ -23,7 +23,7 @@ fn like(manifest: &Manifest) -> HostFacts {
 fn whatever_differs_is_named() {
     let manifest = sample::manifest(1, BundleKind::Standby);
     let host = like(&manifest);
-    compatible(&manifest, &host).expect("the same host");
+    compatible(&manifest, &host, &manifest.device_set).expect("the same host");
 
     let mut cpu = host.cpu.clone();
     cpu.flags_sha256 = "f".repeat(64);
@@ -47,15 +47,22 @@ fn whatever_differs_is_named() {
             "memory is 256 MB in the snapshot and 128 MB in all here",
         ),
     ] {
-        let error = compatible(&manifest, &host).expect_err(says);
+        let error = compatible(&manifest, &host, &manifest.device_set).expect_err(says);
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!((error.differences.len(), error.kind()), (1, ErrorKind::Incompatible));
     }
 
+    let error = compatible(&manifest, &host, &["virtio-blk".to_owned()]).expect_err("a device is missing");
+    let says = "device set is virtio-blk virtio-serial in the snapshot and virtio-blk here";
+    assert!(error.to_string().contains(says), "{error}");
+
     let nothing_alike = HostFacts { backend: Backend::Qemu, accel: Accel::Tcg, memory: ByteSize(0), ..host };
-    assert_eq!(compatible(&manifest, &nothing_alike).expect_err("nothing fits").differences.len(), 3);
+    assert_eq!(
+        compatible(&manifest, &nothing_alike, &manifest.device_set).expect_err("nothing fits").differences.len(),
+        3
+    );
     let disks = sample::manifest(1, BundleKind::Stopped);
-    compatible(&disks, &nothing_alike).expect("disks fit everywhere");
+    compatible(&disks, &nothing_alike, &[]).expect("disks fit everywhere");
 }
 
 #[test]
@@ -63,7 +70,7 @@ fn translated_vcpus_do_not_mind_the_hosts_cpu() {
     let manifest = Manifest { accel: Accel::Tcg, ..sample::manifest(1, BundleKind::Standby) };
     let mut host = like(&manifest);
     host.cpu.vendor = "GenuineIntel".into();
-    compatible(&manifest, &host).expect("fits");
+    compatible(&manifest, &host, &manifest.device_set).expect("fits");
 }
 
 #[test]

@@ -48,7 +48,8 @@ pub(super) async fn open(host: &Arc<Host>, id: &SnapshotId) -> Result<Bundle, Op
         .await
         .map_err(|error| error.about("snapshot", id.as_str()))?;
     let manifest = bundle.manifest();
-    let fits = hearth_snapshot::compatible(manifest, &host.facts(manifest.backend));
+    let devices = hearth_vmm::device_set(&host.machine(&manifest.spec, BootFiles::default()));
+    let fits = hearth_snapshot::compatible(manifest, &host.facts(manifest.backend), &[devices]);
     fits.map_err(|error| OpError::from_kind(&error).about("snapshot", id.as_str()))?;
     Ok(bundle)
 }
