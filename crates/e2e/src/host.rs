@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hearth_api::Tags;
 use hearth_api::client::{Client, ClientError};
 use hearth_api::images::{Image, ImportImage};
@@ -268,22 +268,34 @@ impl TestHost {
 
     /// Runs `hearth` with these arguments, and this on its standard input.
     pub fn hearth_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Cli> {
-        let mut command = self.hearth_command(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
-        let mut stdin = child.stdin.take().context("its stdin")?;
-        let output = std::thread::scope(|scope| {
-            scope.spawn(move || {
-                // A command that reads nothing closes it.
-                stdin.write_all(input).ok();
-            });
-            child.wait_with_output()
-        })?;
+        let output = self.hearth_output(arguments, input)?;
         Ok(Cli {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
+    }
+
+    /// The same for a command that must succeed and whose output is no text.
+    pub fn hearth_bytes(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+        let output = self.hearth_output(arguments, input)?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "hearth {}: {} {told}", arguments.join(" "), output.status);
+        Ok(output.stdout)
+    }
+
+    fn hearth_output(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        let mut command = self.hearth_command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let mut stdin = child.stdin.take().context("its stdin")?;
+        Ok(std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A command that reads nothing closes it.
+                stdin.write_all(input).ok();
+            });
+            child.wait_with_output()
+        })?)
     }
 
     /// `hearth` with these arguments and this daemon's address, not yet started.

@@ -137,6 +137,23 @@ fn a_run_that_is_not_kept_leaves_nothing() {
 }
 
 #[test]
+fn a_run_that_is_interrupted_while_it_boots_leaves_nothing() {
+    story(async |host| {
+        host.import_counter().await?;
+        let mut run = host.hearth_command(&["run", "--rm", "--name", "early", "--size", "128MB", "counter:1"]);
+        let mut run = run.spawn().context("start hearth run")?;
+        hearth_e2e::eventually("it is being made", async || Ok(!host.traces().no_instances())).await?;
+        rustix::process::kill_process(rustix::process::Pid::from_child(&run), rustix::process::Signal::INT)?;
+        let began = std::time::Instant::now();
+        assert_eq!(run.wait()?.code(), Some(130));
+        ensure!(began.elapsed() < std::time::Duration::from_secs(1), "it took {:?} to take effect", began.elapsed());
+        hearth_e2e::eventually("nothing is left", async || Ok(host.traces().no_instances())).await?;
+        assert!(host.instances().await?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
 fn errors_say_what_and_what_to_do() {
     story(async |host| {
         for (line, code, says) in [

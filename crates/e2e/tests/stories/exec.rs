@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use hearth_api::client::{ExecEvent, ExecSession};
 use hearth_api::exec::ExecRequest;
-use hearth_e2e::{eventually, finish, story};
+use hearth_e2e::{Setup, eventually, finish, story};
 
 /// A request for a shell script.
 fn script(script: &str) -> ExecRequest {
@@ -37,6 +37,78 @@ fn input_goes_in_and_much_output_comes_out() {
         assert_eq!(vm.sh("head -c 3000000 /dev/zero | wc -c").await?, "3000000");
         let ran = vm.run(&["head", "-c", "3000000", "/dev/zero"]).await?;
         assert_eq!((ran.code, ran.stdout.len()), (0, 3_000_000));
+        Ok(())
+    });
+}
+
+/// How often, or how much: less in CI than in the long form, which a variable asks for.
+fn long_or(variable: &str, short: usize) -> usize {
+    std::env::var(variable).map_or(short, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
+/// `HEARTH_EXECS=300` is the long form. Side by side, too: sessions share one stream to the guest.
+#[test]
+fn commands_in_a_row_all_end_as_they_should() {
+    let execs = long_or("HEARTH_EXECS", 30);
+    Setup::default().limit_s(120 + execs as u64).story(async |host| {
+        let vm = host.boot("row").await?;
+        let processes = "ls -d /proc/[0-9]* | wc -l";
+        let before: usize = vm.sh(processes).await?.parse()?;
+        for number in 0..execs {
+            let ran = vm.run(&["sh", "-c", &format!("echo {number}; exit {}", number % 200)]).await?;
+            let wanted = (i32::try_from(number % 200)?, format!("{number}\n"));
+            ensure!((ran.code, ran.stdout.clone()) == wanted, "the command {number}: {ran:?}");
+        }
+        for _ in 0..execs / 10 {
+            let side_by_side = (0..10).map(async |number| vm.sh(&format!("echo {number}")).await);
+            let said = futures_util::future::try_join_all(side_by_side).await?;
+            assert_eq!(said, (0..10).map(|number| number.to_string()).collect::<Vec<_>>());
+        }
+        let after: usize = vm.sh(processes).await?.parse()?;
+        ensure!(after <= before, "{after} processes in the guest, {before} before");
+        Ok(())
+    });
+}
+
+/// `HEARTH_STREAM_MB=50` is the long form.
+#[test]
+fn streams_are_whole_both_ways() {
+    let bytes = long_or("HEARTH_STREAM_MB", 8) << 20;
+    Setup::default().limit_s(120 + (bytes >> 18) as u64).story(async |host| {
+        let vm = host.boot("streams").await?;
+        // No two pieces alike: a lost or doubled one is seen.
+        let much: Vec<u8> = (0..u32::try_from(bytes / 4)?).flat_map(u32::to_le_bytes).collect();
+        assert_eq!(vm.run_with(&["wc", "-c"], &much).await?.stdout.trim(), bytes.to_string());
+        let sum = vm.run_with(&["md5sum"], &much).await?.stdout;
+
+        // Through the command line, and its own copy of the bytes.
+        let there = host.hearth_with_input(&["exec", "-i", "streams", "--", "md5sum"], &much)?;
+        assert_eq!(there.ok()?, sum);
+        let back = host.hearth_bytes(&["exec", "-i", "streams", "--", "cat"], &much)?;
+        ensure!(back == much, "{} of {bytes} bytes came back, or others", back.len());
+        let zeroes =
+            host.hearth_bytes(&["exec", "streams", "--", "head", "-c", &bytes.to_string(), "/dev/zero"], b"")?;
+        ensure!(zeroes.len() == bytes && zeroes.iter().all(|byte| *byte == 0), "{} bytes came", zeroes.len());
+
+        // A reader that stops reading ends the writer, not the guest.
+        let ran = vm.run(&["sh", "-c", "yes | head -n 1"]).await?;
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "y\n"));
+        assert_eq!(vm.sh("echo on").await?, "on");
+        Ok(())
+    });
+}
+
+/// What `sleep` does not read waits; what it is told does not.
+#[test]
+fn a_signal_passes_input_that_nobody_reads() {
+    story(async |host| {
+        let vm = host.boot("deaf").await?;
+        let mut session = vm.exec(&script("exec sleep 4321")).await?;
+        let much = vec![b'x'; 16 << 20];
+        let blocked = tokio::time::timeout(Duration::from_secs(2), session.input.write(&much)).await;
+        ensure!(blocked.is_err(), "all was taken");
+        session.input.signal("TERM").await?;
+        assert_eq!(finish(session).await?.code, 128 + 15);
         Ok(())
     });
 }
