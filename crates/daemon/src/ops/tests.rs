@@ -10,7 +10,7 @@ use super::faults::{How, When};
 use super::{SnapshotPlan, Target};
 use crate::error::OpError;
 use crate::registry::{ForkRequest, ForkSource};
-use crate::world::World;
+use crate::world::{Picture, World};
 
 /// A verb, and the state of the instance `web` in which it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,15 +129,20 @@ async fn revert(world: &World, target: Target) -> Result<(), OpError> {
     world.registry.revert(&world.get("web"), &snapshots[0], Some(target)).await.map(drop)
 }
 
-/// Fails every call of one verb in turn.
-async fn every_call_of(verb: Verb) {
+/// The calls that a verb makes when nothing fails, and where that leads.
+async fn undisturbed(verb: Verb) -> (Vec<&'static str>, Picture) {
     let world = World::new().await;
     verb.prepare(&world).await;
     world.host.faults.set(None);
     verb.act(&world).await.expect("it works when nothing fails");
     let calls = world.host.faults.calls();
-    let done = world.at_rest().await;
     assert!(!calls.is_empty(), "{verb:?} makes calls");
+    (calls, world.at_rest().await)
+}
+
+/// Fails every call of one verb in turn.
+async fn every_call_of(verb: Verb) {
+    let (calls, done) = undisturbed(verb).await;
 
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
@@ -166,13 +171,7 @@ async fn every_call_of(verb: Verb) {
 
 /// The daemon dies at every call of one verb in turn.
 async fn death_at_every_call_of(verb: Verb) {
-    let world = World::new().await;
-    verb.prepare(&world).await;
-    world.host.faults.set(None);
-    verb.act(&world).await.expect("it works when nothing fails");
-    let calls = world.host.faults.calls();
-    let done = world.at_rest().await;
-
+    let (calls, done) = undisturbed(verb).await;
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
             let story = format!("{verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
