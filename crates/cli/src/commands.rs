@@ -21,8 +21,6 @@ pub(crate) mod timeline;
 pub(crate) mod token;
 pub(crate) mod wait;
 
-use std::future::Future;
-
 use hearth_api::client::ClientError;
 use hearth_api::instances::Instance;
 
@@ -62,22 +60,37 @@ const fn done((): ()) -> u8 {
 
 /// One verb on each of some instances, in order; the names of those that it was done to are printed
 /// as it is done. The first failure ends it.
-async fn on_each<F>(
+async fn on_each<T: Named>(
     context: &Context,
     doing: &str,
     names: &[String],
-    verb: impl Fn(String) -> F,
-) -> Result<(), CliError>
-where
-    F: Future<Output = Result<Instance, ClientError>>,
-{
+    verb: impl AsyncFn(String) -> Result<T, ClientError>,
+) -> Result<(), CliError> {
     let mut all = Vec::new();
     for name in names {
-        let instance = context.output.while_waiting(&format!("{doing} {name}"), verb(name.clone())).await?;
+        let done = context.output.while_waiting(&format!("{doing} {name}"), verb(name.clone())).await?;
         if !context.output.json {
-            context.output.text(&format!("{}\n", instance.name))?;
+            context.output.text(&format!("{}\n", done.name()))?;
         }
-        all.push(instance);
+        all.push(done);
     }
     if context.output.json { context.output.result(&all, |_| String::new()) } else { Ok(()) }
+}
+
+/// What a verb answers: it is printed as JSON, or its name for people.
+trait Named: serde::Serialize {
+    fn name(&self) -> &str;
+}
+
+impl Named for Instance {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Of what is removed, the name that it was called by is all there is.
+impl Named for String {
+    fn name(&self) -> &str {
+        self
+    }
 }

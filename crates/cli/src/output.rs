@@ -1,5 +1,6 @@
 //! Printing: results to stdout, as text for people or as JSON; notes and progress to stderr.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -111,6 +112,11 @@ pub(crate) fn pairs(pairs: &[(&str, Option<String>)]) -> String {
             Some(format!("{key}:{}  {value}\n", " ".repeat(wide - width(key))))
         })
         .collect()
+}
+
+/// A line `what:  KEY=VALUE` for each.
+pub(crate) fn variables(what: &str, map: Option<&BTreeMap<String, String>>) -> String {
+    map.into_iter().flatten().map(|(key, value)| format!("{what}:  {key}={value}\n")).collect()
 }
 
 /// How long ago that was: "5 s ago", "3 min ago", "2 h ago", "4 d ago".

@@ -63,6 +63,7 @@ fn what_cannot_be_meant_is_refused_before_the_daemon_is_asked() {
         (&["stanby"][..], "'standby'"),
         (&["run"], "<IMAGE>"),
         (&["exec", "-e", "=1", "web"], "must be KEY=VALUE or KEY"),
+        (&["exec", "web"], "hearth exec -it web"),
         (&["wait", "web", "--timeout", "5x"], "not a length of time"),
         (&["wait", "web", "--state", "asleep"], "running"),
         (&["fork", "web", "copy", "--count", "0"], "--count"),

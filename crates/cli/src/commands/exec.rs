@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     wait: Option<Duration>,
     /// Name or id of the instance
     name: String,
-    /// Command and arguments [default: /bin/sh]
+    /// Command and arguments [default, with -i: /bin/sh]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<String>,
 }
@@ -65,6 +65,10 @@ struct Collected {
 }
 
 pub(crate) async fn exec(context: &Context, arguments: Arguments) -> Result<u8, CliError> {
+    if arguments.command.is_empty() && !arguments.interactive {
+        return Err(CliError::new(ErrorKind::Invalid, "there is no command to run, and a shell would have no input")
+            .hint(format!("`hearth exec -it {}` gives a shell", arguments.name)));
+    }
     let size = arguments.tty.then(terminal::size).flatten();
     let env: BTreeMap<_, _> = arguments.env.into_iter().collect();
     let request = ExecRequest {

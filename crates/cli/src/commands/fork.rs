@@ -1,7 +1,5 @@
 //! `hearth fork`: new instances that go on from where another one is.
 
-use std::num::NonZeroU32;
-
 use hearth_api::instances::{ForkInstance, Forked, TargetState};
 
 use crate::context::Context;
@@ -15,8 +13,8 @@ pub(crate) struct Arguments {
     /// Name of the new instance; with --count, what their names begin with
     name: String,
     /// How many; above 1 their names end in -1, -2, …
-    #[arg(long, short = 'n', value_name = "N")]
-    count: Option<NonZeroU32>,
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
     /// Where they shall rest [default: as the source]
     #[arg(long)]
     state: Option<Target>,
@@ -47,7 +45,7 @@ pub(crate) async fn fork(context: &Context, arguments: Arguments) -> Result<(), 
         // Whoever types this wants it forked, whatever it does.
         from_running: Some(true),
         target_state: arguments.state.map(Into::into),
-        count: arguments.count.map(NonZeroU32::get),
+        count: arguments.count,
     };
     let client = context.client()?;
     let forked = context.output.while_waiting(&doing, client.fork(&arguments.source, &request)).await?;

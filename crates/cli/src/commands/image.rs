@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use hearth_api::images::{Image, ImportImage};
 use hearth_model::ErrorKind;
 
+use super::on_each;
 use crate::arguments::key_value;
 use crate::context::Context;
 use crate::error::CliError;
-use crate::output::{ago, pairs, size, table};
+use crate::output::{ago, pairs, size, table, variables};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -22,7 +23,7 @@ pub(crate) enum Command {
     List(List),
     /// Show all about an image
     Inspect(Inspect),
-    /// Remove images that no instance is made of
+    /// Remove images; instances made of them keep what they need
     Rm(Rm),
 }
 
@@ -116,18 +117,12 @@ async fn list(context: &Context, arguments: List) -> Result<(), CliError> {
 
 async fn rm(context: &Context, names: &[String]) -> Result<(), CliError> {
     let client = context.client()?;
-    for name in names {
-        client.delete_image(name).await?;
-        if !context.output.json {
-            context.output.text(&format!("{name}\n"))?;
-        }
-    }
-    if context.output.json { context.output.result(names, |_| String::new()) } else { Ok(()) }
+    on_each(context, "removing", names, async |name| client.delete_image(&name).await.map(|()| name)).await
 }
 
 fn in_words(image: &Image) -> String {
     let words = |list: &Option<Vec<String>>| list.as_ref().map(|list| format!("{list:?}"));
-    let mut text = pairs(&[
+    let text = pairs(&[
         ("name", Some(image.name.clone())),
         ("digest", Some(image.digest.clone())),
         ("imported", Some(image.created_at.to_string())),
@@ -139,11 +134,5 @@ fn in_words(image: &Image) -> String {
         ("user", image.user.clone()),
         ("error", image.error.clone()),
     ]);
-    for (key, value) in image.env.iter().flatten() {
-        text += &format!("env:  {key}={value}\n");
-    }
-    for (key, value) in image.tags.iter().flatten() {
-        text += &format!("tag:  {key}={value}\n");
-    }
-    text
+    text + &variables("env", image.env.as_ref()) + &variables("tag", image.tags.as_ref())
 }

@@ -4,7 +4,7 @@ use hearth_api::instances::Instance;
 
 use crate::context::Context;
 use crate::error::CliError;
-use crate::output::pairs;
+use crate::output::{pairs, variables};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -52,11 +52,5 @@ fn in_words(instance: &Instance) -> String {
     for (phase, ms) in instance.phase_durations_ms.iter().flatten() {
         text += &format!("phase:  {phase} {ms} ms\n");
     }
-    for (key, value) in instance.env.iter().flatten() {
-        text += &format!("env:  {key}={value}\n");
-    }
-    for (key, value) in instance.tags.iter().flatten() {
-        text += &format!("tag:  {key}={value}\n");
-    }
-    text
+    text + &variables("env", instance.env.as_ref()) + &variables("tag", instance.tags.as_ref())
 }

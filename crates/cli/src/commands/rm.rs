@@ -3,6 +3,7 @@
 use hearth_api::instances::{DeleteInstance, InstanceState};
 use hearth_model::ErrorKind;
 
+use super::on_each;
 use crate::arguments::Instances;
 use crate::context::Context;
 use crate::error::CliError;
@@ -19,8 +20,8 @@ pub(crate) struct Arguments {
 pub(crate) async fn rm(context: &Context, arguments: Arguments) -> Result<(), CliError> {
     let client = context.client()?;
     let names = arguments.instances.names;
-    for name in &names {
-        if !arguments.force {
+    if !arguments.force {
+        for name in &names {
             let instance = client.instance(name).await?;
             if matches!(instance.state, InstanceState::Running | InstanceState::Initializing) {
                 let (name, state) = (instance.name, instance.state.as_str().to_lowercase());
@@ -28,12 +29,7 @@ pub(crate) async fn rm(context: &Context, arguments: Arguments) -> Result<(), Cl
                     .hint(format!("stop it first, or remove it as it is with `hearth rm -f {name}`")));
             }
         }
-        let doing = format!("removing {name}");
-        let delete = DeleteInstance::default();
-        context.output.while_waiting(&doing, client.delete_instance(name, &delete)).await?;
-        if !context.output.json {
-            context.output.text(&format!("{name}\n"))?;
-        }
     }
-    if context.output.json { context.output.result(&names, |_| String::new()) } else { Ok(()) }
+    let delete = DeleteInstance::default();
+    on_each(context, "removing", &names, async |name| client.delete_instance(&name, &delete).await.map(|()| name)).await
 }

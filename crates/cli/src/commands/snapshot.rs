@@ -1,15 +1,14 @@
 //! `hearth snapshot`: save instances, and make others of what was saved.
 
-use std::num::NonZeroU32;
-
 use hearth_api::instances::InstanceState;
 use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
 
 use super::fork::{Target, print};
+use super::on_each;
 use crate::arguments::key_value;
 use crate::context::Context;
 use crate::error::CliError;
-use crate::output::{ago, pairs, size, table};
+use crate::output::{ago, pairs, size, table, variables};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -96,8 +95,8 @@ pub(crate) struct Fork {
     /// Name of the new instance; with --count, what their names begin with
     name: String,
     /// How many; above 1 their names end in -1, -2, …
-    #[arg(long, short = 'n', value_name = "N")]
-    count: Option<NonZeroU32>,
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
     /// Where they shall rest [default: running if the snapshot has memory]
     #[arg(long)]
     state: Option<Target>,
@@ -186,7 +185,7 @@ async fn fork(context: &Context, arguments: Fork) -> Result<(), CliError> {
         name: arguments.name,
         target_hypervisor: None,
         target_state: arguments.state.map(Into::into),
-        count: arguments.count.map(NonZeroU32::get),
+        count: arguments.count,
     };
     let doing = format!("forking snapshot {}", arguments.snapshot);
     let forked = context.output.while_waiting(&doing, client.fork_snapshot(&arguments.snapshot, &request)).await?;
@@ -195,17 +194,11 @@ async fn fork(context: &Context, arguments: Fork) -> Result<(), CliError> {
 
 async fn rm(context: &Context, snapshots: &[String]) -> Result<(), CliError> {
     let client = context.client()?;
-    for snapshot in snapshots {
-        client.delete_snapshot(snapshot).await?;
-        if !context.output.json {
-            context.output.text(&format!("{snapshot}\n"))?;
-        }
-    }
-    if context.output.json { context.output.result(snapshots, |_| String::new()) } else { Ok(()) }
+    on_each(context, "removing", snapshots, async |name| client.delete_snapshot(&name).await.map(|()| name)).await
 }
 
 fn in_words(snapshot: &Snapshot) -> String {
-    let mut text = pairs(&[
+    let text = pairs(&[
         ("id", Some(snapshot.id.clone())),
         ("name", snapshot.name.clone()),
         ("kind", Some(format!("{:?}", snapshot.kind))),
@@ -215,8 +208,5 @@ fn in_words(snapshot: &Snapshot) -> String {
         ("size", Some(size(snapshot.size_bytes))),
         ("memory", snapshot.memory_bytes.map(size)),
     ]);
-    for (key, value) in snapshot.tags.iter().flatten() {
-        text += &format!("tag:  {key}={value}\n");
-    }
-    text
+    text + &variables("tag", snapshot.tags.as_ref())
 }
