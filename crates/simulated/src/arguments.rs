@@ -13,19 +13,23 @@ pub(crate) enum Arguments {
         api_sock: String,
         /// `--id`
         id: String,
+        /// `--log-path`, `--level`
+        log: LogTo,
     },
 }
 
+/// Where it logs, and what.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogTo {
+    /// A file; else standard output.
+    pub(crate) path: Option<String>,
+    /// What matters less is left out.
+    pub(crate) level: Option<String>,
+}
+
 /// Options with a value that change nothing here.
-const IGNORED_WITH_VALUE: [&str; 7] = [
-    "--log-path",
-    "--level",
-    "--module",
-    "--metrics-path",
-    "--seccomp-filter",
-    "--start-time-us",
-    "--start-time-cpu-us",
-];
+const IGNORED_WITH_VALUE: [&str; 5] =
+    ["--module", "--metrics-path", "--seccomp-filter", "--start-time-us", "--start-time-cpu-us"];
 /// Options without a value that change nothing here.
 const IGNORED: [&str; 4] = ["--no-seccomp", "--show-level", "--show-log-origin", "--boot-timer"];
 
@@ -36,6 +40,7 @@ const IGNORED: [&str; 4] = ["--no-seccomp", "--show-level", "--show-log-origin",
 pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let mut api_sock = "/run/firecracker.socket".to_owned();
     let mut id = "anonymous-instance".to_owned();
+    let mut log = LogTo::default();
     let mut only = None;
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -47,6 +52,8 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Argum
             "--snapshot-version" => only = Some(Arguments::SnapshotVersion),
             "--api-sock" => api_sock = value()?,
             "--id" => id = value()?,
+            "--log-path" => log.path = Some(value()?),
+            "--level" => log.level = Some(value()?),
             ignored if IGNORED_WITH_VALUE.contains(&ignored) => drop(value()?),
             ignored if IGNORED.contains(&ignored) => {}
             other => {
@@ -55,7 +62,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Argum
             }
         }
     }
-    Ok(only.unwrap_or(Arguments::Serve { api_sock, id }))
+    Ok(only.unwrap_or(Arguments::Serve { api_sock, id, log }))
 }
 
 /// Whether Firecracker takes an id; it dies of one that it does not.

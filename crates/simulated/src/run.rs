@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, mpsc};
 
-use crate::arguments::{self, Arguments};
+use crate::arguments::{self, Arguments, LogTo};
 use crate::faults::{Answer, Faults, When};
-use crate::log::{say, set_instance};
+use crate::log::{begin, complain, say};
 use crate::machine::{Machine, VERSION};
 use crate::server::Server;
 use crate::vmstate;
@@ -34,31 +34,34 @@ pub fn run() -> ExitCode {
             let _ = writeln!(io::stdout(), "v{}", vmstate::VERSION);
             0
         }
-        Ok(Arguments::Serve { api_sock, id }) => serve_until_the_end(&api_sock, id),
+        Ok(Arguments::Serve { api_sock, id, log }) => serve_until_the_end(&api_sock, id, &log),
         Err(why) => {
-            say(MAIN, format_args!("Arguments parsing error: {why} \\n\\nFor more information try --help."));
+            complain(MAIN, format_args!("Arguments parsing error: {why} \\n\\nFor more information try --help."));
             ARGUMENT_ERROR
         }
     };
     if code == 0 {
         say(MAIN, "Firecracker exiting successfully. exit_code=0");
     } else {
-        say(MAIN, format_args!("Firecracker exiting with error. exit_code={code}"));
+        complain(MAIN, format_args!("Firecracker exiting with error. exit_code={code}"));
     }
     ExitCode::from(code)
 }
 
-fn serve_until_the_end(api_sock: &str, id: String) -> u8 {
+fn serve_until_the_end(api_sock: &str, id: String, log: &LogTo) -> u8 {
     if !arguments::is_valid_id(&id) {
-        say(MAIN, "Firecracker panicked: Invalid instance ID");
+        complain(MAIN, "Firecracker panicked: Invalid instance ID");
         std::process::abort();
     }
-    set_instance(&id);
+    if let Err(error) = begin(&id, log.path.as_deref(), log.level.as_deref()) {
+        complain(MAIN, format_args!("Failed to open target file: {error}"));
+        return GENERIC_ERROR;
+    }
     say(MAIN, format_args!("Running Firecracker v{VERSION} (simulated)"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            say(MAIN, format_args!("start a runtime: {error}"));
+            complain(MAIN, format_args!("start a runtime: {error}"));
             return GENERIC_ERROR;
         }
     };
@@ -71,27 +74,27 @@ fn serve_until_the_end(api_sock: &str, id: String) -> u8 {
 async fn serve(api_sock: &str, id: String) -> u8 {
     let faults = Arc::new(Faults::new(&own_path()));
     if let Err(error) = moment(&faults, "start").await {
-        say(MAIN, error);
+        complain(MAIN, error);
         return GENERIC_ERROR;
     }
     let listener = match UnixListener::bind(api_sock) {
         Ok(listener) => listener,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let why = format!("Failed to open the API socket at: {api_sock}. Check that it is not already used.");
-            say(MAIN, format_args!("RunWithApiError error: {why}"));
+            complain(MAIN, format_args!("RunWithApiError error: {why}"));
             eprintln!("Error: RunWithApi(FailedToBindSocket({api_sock:?}))");
             return GENERIC_ERROR;
         }
         Err(error) => {
             let why = format!("Failed to bind and run the HTTP server: IO error: {error}");
-            say(MAIN, format_args!("RunWithApiError error: {why}"));
+            complain(MAIN, format_args!("RunWithApiError error: {why}"));
             eprintln!("Error: RunWithApi(FailedToBindAndRunHttpServer(IOError({error:?})))");
             return GENERIC_ERROR;
         }
     };
     say(MAIN, format_args!("Listening on API socket ({api_sock:?})."));
     if let Err(error) = moment(&faults, "listen").await {
-        say(MAIN, error);
+        complain(MAIN, error);
         return GENERIC_ERROR;
     }
 
@@ -106,7 +109,7 @@ async fn serve(api_sock: &str, id: String) -> u8 {
     if code == 0 {
         say(MAIN, "Vmm is stopping.");
     } else {
-        say(MAIN, "RunWithApiError error: Failed to build MicroVM: Loading snapshot failed..");
+        complain(MAIN, "RunWithApiError error: Failed to build MicroVM: Loading snapshot failed..");
         eprintln!("Error: RunWithApi(BuildMicroVmError(Restore))");
     }
     serving.abort();

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::faults::{Answer, Faults, When};
-use crate::log::say;
+use crate::log::{complain, say};
 use crate::machine::{Done, Machine};
 use crate::request;
 
@@ -62,7 +62,9 @@ impl Server {
                 Ok((stream, _)) => {
                     self.connections.spawn(self.clone().connection(stream));
                 }
-                Err(error) => say(THREAD, format_args!("API Server error on retrieving incoming request: {error}")),
+                Err(error) => {
+                    complain(THREAD, format_args!("API Server error on retrieving incoming request: {error}"));
+                }
             }
         }
     }
@@ -85,7 +87,7 @@ impl Server {
             }
         };
         if let Err(error) = ended {
-            say(THREAD, format_args!("connection: {error}"));
+            complain(THREAD, format_args!("connection: {error}"));
         }
     }
 
@@ -121,7 +123,7 @@ impl Server {
         }
         let answer = match request::parse(&method, &path, &body) {
             Err(why) => {
-                say(THREAD, &why);
+                complain(THREAD, &why);
                 fault(StatusCode::BAD_REQUEST, &why)
             }
             Ok(request) => {
@@ -136,7 +138,7 @@ impl Server {
                     }
                     Err(refused) => {
                         let why = &refused.why;
-                        say(THREAD, format_args!("Received Error. Status code: 400 Bad Request. Message: {why}"));
+                        complain(THREAD, format_args!("Received Error. Status code: 400 Bad Request. Message: {why}"));
                         if refused.fatal {
                             let _ = self.exit.send(1);
                         }

@@ -143,7 +143,9 @@ async fn accept(listener: UnixListener, lobby: Lobby) {
                     let _ = lobby.receive(stream).await;
                 });
             }
-            Err(error) => crate::log::say("main", format_args!("vsock: unable to accept local connection: {error}")),
+            Err(error) => {
+                crate::log::complain("main", format_args!("vsock: unable to accept local connection: {error}"));
+            }
         }
     }
 }

@@ -25,28 +25,26 @@ const AGENT_PORT: u32 = 52;
 /// that was loaded listens already.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Connects to the agent; waits for one that does not listen yet.
+/// Connects to the agent; waits for one that does not listen yet, as long as the caller likes.
 pub(crate) async fn dial(dir: &Path, process: &Process) -> Result<UnixStream, ControlError> {
     const COMMAND: &str = "dial the guest";
-    let socket = dir.join(VSOCK_SOCKET);
-    loop {
-        // A guest that is busy answers late: it has as long as the caller gives it.
-        let asked = tokio::select! {
-            biased;
-            asked = ask(dir) => asked,
-            exit = process.exited() => return Err(ControlError::Gone { command: COMMAND, exit: Box::new(exit) }),
-        };
-        match asked {
-            Ok(Some(stream)) => return Ok(stream),
-            Ok(None) => {
-                watched(process, COMMAND, &socket, async {
-                    tokio::time::sleep(AGAIN).await;
-                    Ok(())
-                })
-                .await?
+    let called = async {
+        loop {
+            match ask(dir).await {
+                Ok(Some(stream)) => return Ok(stream),
+                Ok(None) => tokio::time::sleep(AGAIN).await,
+                Err(error) => return Err(error),
             }
-            Err(source) => return watched(process, COMMAND, &socket, async { Err(source) }).await,
         }
+    };
+    let called = tokio::select! {
+        biased;
+        called = called => called,
+        exit = process.exited() => return Err(ControlError::Gone { command: COMMAND, exit: Box::new(exit) }),
+    };
+    match called {
+        Ok(stream) => Ok(stream),
+        Err(source) => watched(process, COMMAND, &dir.join(VSOCK_SOCKET), async { Err(source) }).await,
     }
 }
 
