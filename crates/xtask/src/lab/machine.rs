@@ -137,8 +137,15 @@ fn qemu(images: &Images, files: &Files, terminal: bool) -> Command {
     put("-chardev", format!("file,id=serial,path={}", comma_safe(&files.console)));
     put("-serial", "chardev:serial".into());
     put("-device", "virtio-serial-device".into());
-    put("-chardev", "stdio,id=terminal,signal=off".into());
-    put("-device", "virtconsole,chardev=terminal".into());
+    // What is not for people's eyes gets no terminal: nothing is coloured, and no line redrawn. (Not
+    // by `stdio` either: the end of our empty input would close the port.)
+    let (chardev, device) = if terminal {
+        ("stdio,id=output,signal=off", "virtconsole,chardev=output")
+    } else {
+        ("file,id=output,path=/dev/stdout", "virtserialport,chardev=output,name=lab.output")
+    };
+    put("-chardev", chardev.into());
+    put("-device", device.into());
     for (name, path) in [("status", &files.status), ("logs", &files.archive)] {
         put("-chardev", format!("file,id={name},path={}", comma_safe(path)));
         put("-device", format!("virtserialport,chardev={name},name=lab.{name}"));

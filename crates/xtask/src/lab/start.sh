@@ -1,8 +1,9 @@
 # The second half of the lab host's start, in its root file system: what a host has mounted, a data
 # disk, then the job; its exit status and its logs leave by ports of their own.
 #
-# In: /lab/job.sh. Out: what it prints on hvc0, `lab.status` and `lab.logs` (a tar archive of
-# /lab/logs). Stays the first process, which takes in the VMMs whose daemon has gone.
+# In: /lab/job.sh. Out: what it prints on `lab.output`, or on the console where it is given a
+# terminal instead; `lab.status` and `lab.logs` (a tar archive of /lab/logs). Stays the first
+# process, which takes in the VMMs whose daemon has gone.
 export PATH=/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root TMPDIR=/lab/data/tmp LANG=C.UTF-8
 
@@ -40,5 +41,10 @@ mkfs.xfs -q -K -m reflink=1 /lab/disk && mount -t xfs /lab/disk /lab/data || fin
 mkdir -m 1777 /lab/data/tmp
 
 cd /root
-setsid -w -c sh /lab/job.sh <>/dev/hvc0 >&0 2>&1
+output=$(port lab.output)
+if [ -n "$output" ]; then
+    setsid -w sh /lab/job.sh </dev/null >"$output" 2>&1
+else
+    setsid -w -c sh /lab/job.sh <>/dev/hvc0 >&0 2>&1
+fi
 finish $?
