@@ -6,9 +6,13 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use hearth_model::Backend;
+use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
+use hearth_vmm::BackendProbe;
 
 use crate::config::{Config, ServeOptions};
+use crate::hatch::Hatch;
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -89,8 +93,7 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
         checks.push(if probe.available {
             Check::new(probe.backend.to_string(), Verdict::Ok, format!("{version}: {}", probe.why))
         } else {
-            Check::new(probe.backend.to_string(), Verdict::Fail, probe.why.clone())
-                .remedy("`hearth doctor --fix`, or set qemu.path")
+            not_available(probe)
         });
     }
     checks.push(match vmms.accel {
@@ -98,6 +101,7 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
         Accel::Tcg => Check::new("KVM", Verdict::Warn, format!("{}; guests are translated (TCG)", vmms.accel_why))
             .remedy("for speed, use a host with hardware virtualisation"),
     });
+    checks.push(hatch(&config));
     checks.push(kernel(&config));
     checks.extend(TOOLS.iter().map(|(tool, package, missing, what_for)| {
         match which(tool) {
@@ -116,7 +120,36 @@ fn kernel_dir(config: &Config) -> PathBuf {
     config.kernel.dir.clone().unwrap_or_else(|| crate::paths::DataDir::new(config.data_dir.clone()).kernel())
 }
 
+/// Instances run on QEMU where there is no Firecracker.
+fn not_available(probe: &BackendProbe) -> Check {
+    let (verdict, remedy) = match probe.backend {
+        Backend::Firecracker if probe.path.is_none() => {
+            (Verdict::Warn, "put a release of Firecracker on PATH, or set firecracker.path")
+        }
+        Backend::Firecracker => (Verdict::Warn, "until then use hypervisor qemu-microvm"),
+        Backend::QemuMicrovm | Backend::Qemu => (Verdict::Fail, "`hearth doctor --fix`, or set qemu.path"),
+    };
+    Check::new(probe.backend.to_string(), verdict, probe.why.clone()).remedy(remedy)
+}
+
+fn hatch(config: &Config) -> Check {
+    let name = "resume on load";
+    match Hatch::new(config).now() {
+        ResumeOnLoad::On => Check::new(name, Verdict::Ok, "on: a Firecracker guest runs when its load returns"),
+        ResumeOnLoad::Off => Check::new(name, Verdict::Warn, "off: a Firecracker guest is loaded, then resumed")
+            .remedy(format!("firecracker.resume_on_load or {} turned it off", crate::hatch::VARIABLE)),
+    }
+}
+
 fn kernel(config: &Config) -> Check {
+    if let Some(image) = &config.kernel.image {
+        let found = format!("{} (kernel.image)", image.display());
+        return match std::fs::File::open(image) {
+            Ok(_) => Check::new("guest kernel", Verdict::Ok, found),
+            Err(error) => Check::new("guest kernel", Verdict::Fail, format!("{found}: {error}"))
+                .remedy("correct kernel.image, or leave it out"),
+        };
+    }
     let dir = kernel_dir(config);
     match hearth_kernel::find(&dir) {
         Ok(kernel) => {

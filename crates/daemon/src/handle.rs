@@ -181,6 +181,12 @@ impl InstanceHandle {
     pub(crate) async fn agent(&self, wait: Duration) -> Result<Agent, OpError> {
         let mut agent = self.shared.agent.subscribe();
         let name = self.name();
+        if !self.view().record.spec.agent {
+            let message = format!("instance {name} runs no agent: exec, cp and stat do not work in it");
+            return Err(OpError::new(ErrorKind::Unsupported, message)
+                .hinted("it was made with skip_guest_agent; its console is in its logs")
+                .about("instance", name.as_str()));
+        }
         let found = tokio::time::timeout(wait, agent.wait_for(Option::is_some)).await;
         if let Ok(Ok(agent)) = found
             && let Some(agent) = agent.clone()

@@ -148,14 +148,13 @@ async fn adopt(
         vmm.resume().await?;
     }
     let vmm = Arc::new(vmm);
-    let met = agents::meet(&vmm, host.config.timeouts.agent()).await;
-    let (agent, events): (_, Option<EventReceiver>) = match met {
-        Ok((agent, events)) => (Some(agent), Some(events)),
-        Err(error) => {
-            warn!(id = %record.id, %error, "the VMM runs, its agent does not answer");
-            (None, None)
+    let (mut agent, mut events): (_, Option<EventReceiver>) = (None, None);
+    if record.spec.agent {
+        match agents::meet(&vmm, host.config.timeouts.agent()).await {
+            Ok((met, heard)) => (agent, events) = (Some(met), Some(heard)),
+            Err(error) => warn!(id = %record.id, %error, "the VMM runs, its agent does not answer"),
         }
-    };
+    }
     record.phase = Phase::Resting(InstanceState::Running);
     host.store.update_instance(&record)?;
     registry.adopt(record, Some((Live { vmm, agent }, events)));

@@ -52,9 +52,10 @@ fn runtime(host: &Host, backend: Backend) -> Runtime {
         available,
         features: RUNTIME_FEATURES.map(Into::into).into(),
         name: backend.to_string(),
-        accel: available.then(|| host.vmms.accel.as_str().to_owned()),
+        accel: available.then(|| host.accel(backend).as_str().to_owned()),
         reason: match probe {
             Some(probe) if !probe.available => Some(probe.why.clone()),
+            Some(probe) if backend == Backend::Firecracker => Some(probe.why.clone()),
             Some(_) => Some(host.vmms.accel_why.clone()),
             None => Some("not looked for".into()),
         },

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hearth_model::Backend;
 use hearth_store::SnapshotKind;
 
 use super::faults::{How, When};
@@ -130,8 +131,8 @@ async fn revert(world: &World, target: Target) -> Result<(), OpError> {
 }
 
 /// The calls that a verb makes when nothing fails, and where that leads.
-async fn undisturbed(verb: Verb) -> (Vec<&'static str>, Picture) {
-    let world = World::new().await;
+async fn undisturbed(backend: Backend, verb: Verb) -> (Vec<&'static str>, Picture) {
+    let world = World::on(backend).await;
     verb.prepare(&world).await;
     world.host.faults.set(None);
     verb.act(&world).await.expect("it works when nothing fails");
@@ -141,13 +142,13 @@ async fn undisturbed(verb: Verb) -> (Vec<&'static str>, Picture) {
 }
 
 /// Fails every call of one verb in turn.
-async fn every_call_of(verb: Verb) {
-    let (calls, done) = undisturbed(verb).await;
+async fn every_call_of(backend: Backend, verb: Verb) {
+    let (calls, done) = undisturbed(backend, verb).await;
 
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
-            let story = format!("{verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
-            let world = World::new().await;
+            let story = format!("{backend}, {verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
+            let world = World::on(backend).await;
             verb.prepare(&world).await;
             let before = world.at_rest().await;
             world.host.faults.set(Some((nth, when, How::Error)));
@@ -170,12 +171,13 @@ async fn every_call_of(verb: Verb) {
 }
 
 /// The daemon dies at every call of one verb in turn.
-async fn death_at_every_call_of(verb: Verb) {
-    let (calls, done) = undisturbed(verb).await;
+async fn death_at_every_call_of(backend: Backend, verb: Verb) {
+    let (calls, done) = undisturbed(backend, verb).await;
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
-            let story = format!("{verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
-            let mut world = World::new().await;
+            let story =
+                format!("{backend}, {verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
+            let mut world = World::on(backend).await;
             verb.prepare(&world).await;
             let before = world.at_rest().await;
             world.host.faults.set(Some((nth, when, How::Death)));
@@ -200,28 +202,37 @@ async fn died(world: &World) {
 }
 
 macro_rules! every_call_fails {
-    ($($name:ident, $death:ident: $($verb:ident)+;)*) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            for verb in [$(Verb::$verb),+] {
-                every_call_of(verb).await;
-            }
-        }
+    ($($name:ident, $death:ident: $($verb:ident)+;)*) => {
+        every_call_fails! { @on qemu QemuMicrovm $($name, $death: $($verb)+;)* }
+        every_call_fails! { @on firecracker Firecracker $($name, $death: $($verb)+;)* }
 
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $death() {
-            for verb in [$(Verb::$verb),+] {
-                death_at_every_call_of(verb).await;
-            }
+        #[test]
+        fn no_verb_is_forgotten() {
+            let tested = [$($(Verb::$verb),+),*];
+            assert_eq!(tested.len(), Verb::ALL.len());
+            assert!(Verb::ALL.iter().all(|verb| tested.contains(verb)));
         }
-    )*
+    };
+    (@on $module:ident $backend:ident $($name:ident, $death:ident: $($verb:ident)+;)*) => {
+        mod $module {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    for verb in [$(Verb::$verb),+] {
+                        every_call_of(Backend::$backend, verb).await;
+                    }
+                }
 
-    #[test]
-    fn no_verb_is_forgotten() {
-        let tested = [$($(Verb::$verb),+),*];
-        assert_eq!(tested.len(), Verb::ALL.len());
-        assert!(Verb::ALL.iter().all(|verb| tested.contains(verb)));
-    }};
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $death() {
+                    for verb in [$(Verb::$verb),+] {
+                        death_at_every_call_of(Backend::$backend, verb).await;
+                    }
+                }
+            )*
+        }
+    };
 }
 
 every_call_fails! {
