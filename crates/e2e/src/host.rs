@@ -125,6 +125,26 @@ impl TestHost {
         Traces::of(&self.data())
     }
 
+    /// What the daemon shows at `/metrics`.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn metrics(&self) -> Result<String> {
+        use std::io::Read as _;
+        let client = self.client();
+        let address = client.url().trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let mut stream = std::net::TcpStream::connect(&address).with_context(|| format!("connect to {address}"))?;
+        stream.write_all(format!("GET /metrics HTTP/1.0\r\nhost: {address}\r\n\r\n").as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// How many lines of the daemon's log have that text.
+    pub fn log_lines(&self, text: &str) -> usize {
+        self.log.lines().iter().filter(|line| line.contains(text)).count()
+    }
+
     /// Lines of the daemon's log with this text are no fault.
     pub fn expect_log(&self, text: &str) {
         self.expected.borrow_mut().push(text.into());

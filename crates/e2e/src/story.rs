@@ -43,6 +43,12 @@ impl Default for Setup {
 }
 
 impl Setup {
+    /// The story's own directory.
+    #[must_use]
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     /// With a setting, as an environment variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {

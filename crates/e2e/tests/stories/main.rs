@@ -11,6 +11,7 @@ mod boot;
 mod command_line;
 mod daemon;
 mod exec;
+mod firecracker;
 mod fork;
 mod full_disk;
 mod network;
