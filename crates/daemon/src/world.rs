@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hearth_agent_client::fake::FakeGuest;
+use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
 use hearth_model::spec::Program;
 use hearth_model::{Backend, ByteSize, InstanceSpec, InstanceState, MemMib};
@@ -74,11 +75,11 @@ pub(crate) struct Picture {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::on(Backend::QemuMicrovm).await
+        Self::on(Backend::QemuMicrovm, ResumeOnLoad::On).await
     }
 
-    /// One whose instances are run by this backend.
-    pub(crate) async fn on(backend: Backend) -> Self {
+    /// One whose instances are run by this backend, and brought back with the hatch open or closed.
+    pub(crate) async fn on(backend: Backend, hatch: ResumeOnLoad) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let data = DataDir::new(dir.path().to_owned());
         for path in data.all() {
@@ -107,7 +108,8 @@ impl World {
             probes: Backend::ALL.map(probe).to_vec(),
             launcher: Launcher::Fake(fake_host(Arc::clone(&mute))),
         };
-        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        config.firecracker.resume_on_load = hatch;
         let host = Host::new(config, data, store, vmms).expect("a host");
         let registry = Registry::new(Arc::clone(&host));
         Self { backend, host, registry, digest, mute, _dir: dir }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hearth_model::Backend;
+use hearth_model::load::ResumeOnLoad;
 use hearth_store::SnapshotKind;
 
 use super::faults::{How, When};
@@ -12,6 +13,31 @@ use super::{SnapshotPlan, Target};
 use crate::error::OpError;
 use crate::registry::{ForkRequest, ForkSource};
 use crate::world::{Picture, World};
+
+/// What runs the instances, and how they are brought back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    Qemu,
+    Firecracker,
+    /// The escape hatch is closed.
+    FirecrackerInTwoSteps,
+}
+
+impl On {
+    fn backend(self) -> Backend {
+        match self {
+            Self::Qemu => Backend::QemuMicrovm,
+            Self::Firecracker | Self::FirecrackerInTwoSteps => Backend::Firecracker,
+        }
+    }
+
+    fn hatch(self) -> ResumeOnLoad {
+        match self {
+            Self::Qemu | Self::Firecracker => ResumeOnLoad::On,
+            Self::FirecrackerInTwoSteps => ResumeOnLoad::Off,
+        }
+    }
+}
 
 /// A verb, and the state of the instance `web` in which it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,8 +157,8 @@ async fn revert(world: &World, target: Target) -> Result<(), OpError> {
 }
 
 /// The calls that a verb makes when nothing fails, and where that leads.
-async fn undisturbed(backend: Backend, verb: Verb) -> (Vec<&'static str>, Picture) {
-    let world = World::on(backend).await;
+async fn undisturbed(on: On, verb: Verb) -> (Vec<&'static str>, Picture) {
+    let world = World::on(on.backend(), on.hatch()).await;
     verb.prepare(&world).await;
     world.host.faults.set(None);
     verb.act(&world).await.expect("it works when nothing fails");
@@ -142,13 +168,13 @@ async fn undisturbed(backend: Backend, verb: Verb) -> (Vec<&'static str>, Pictur
 }
 
 /// Fails every call of one verb in turn.
-async fn every_call_of(backend: Backend, verb: Verb) {
-    let (calls, done) = undisturbed(backend, verb).await;
+async fn every_call_of(on: On, verb: Verb) {
+    let (calls, done) = undisturbed(on, verb).await;
 
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
-            let story = format!("{backend}, {verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
-            let world = World::on(backend).await;
+            let story = format!("{on:?}, {verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
+            let world = World::on(on.backend(), on.hatch()).await;
             verb.prepare(&world).await;
             let before = world.at_rest().await;
             world.host.faults.set(Some((nth, when, How::Error)));
@@ -171,13 +197,12 @@ async fn every_call_of(backend: Backend, verb: Verb) {
 }
 
 /// The daemon dies at every call of one verb in turn.
-async fn death_at_every_call_of(backend: Backend, verb: Verb) {
-    let (calls, done) = undisturbed(backend, verb).await;
+async fn death_at_every_call_of(on: On, verb: Verb) {
+    let (calls, done) = undisturbed(on, verb).await;
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
-            let story =
-                format!("{backend}, {verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
-            let mut world = World::on(backend).await;
+            let story = format!("{on:?}, {verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
+            let mut world = World::on(on.backend(), on.hatch()).await;
             verb.prepare(&world).await;
             let before = world.at_rest().await;
             world.host.faults.set(Some((nth, when, How::Death)));
@@ -201,10 +226,24 @@ async fn died(world: &World) {
     }
 }
 
+/// The load's result says whether the guest runs, through every layer above it: only a guest that
+/// does not is resumed, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_resumed_once_in_the_load_or_after_it() {
+    for (on, resumes) in [(On::Firecracker, 0), (On::FirecrackerInTwoSteps, 1), (On::Qemu, 1)] {
+        for verb in [Verb::Restore, Verb::ForkStandby, Verb::RevertToRunning] {
+            let (calls, _) = undisturbed(on, verb).await;
+            assert_eq!(calls.iter().filter(|call| **call == "resume").count(), resumes, "{on:?} {verb:?}: {calls:?}");
+            assert_eq!(calls.iter().filter(|call| **call == "load snapshot").count(), 1, "{on:?} {verb:?}");
+        }
+    }
+}
+
 macro_rules! every_call_fails {
     ($($name:ident, $death:ident: $($verb:ident)+;)*) => {
-        every_call_fails! { @on qemu QemuMicrovm $($name, $death: $($verb)+;)* }
+        every_call_fails! { @on qemu Qemu $($name, $death: $($verb)+;)* }
         every_call_fails! { @on firecracker Firecracker $($name, $death: $($verb)+;)* }
+        every_call_fails! { @on firecracker_in_two_steps FirecrackerInTwoSteps $($name, $death: $($verb)+;)* }
 
         #[test]
         fn no_verb_is_forgotten() {
@@ -213,21 +252,21 @@ macro_rules! every_call_fails {
             assert!(Verb::ALL.iter().all(|verb| tested.contains(verb)));
         }
     };
-    (@on $module:ident $backend:ident $($name:ident, $death:ident: $($verb:ident)+;)*) => {
+    (@on $module:ident $on:ident $($name:ident, $death:ident: $($verb:ident)+;)*) => {
         mod $module {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
                     for verb in [$(Verb::$verb),+] {
-                        every_call_of(Backend::$backend, verb).await;
+                        every_call_of(On::$on, verb).await;
                     }
                 }
 
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $death() {
                     for verb in [$(Verb::$verb),+] {
-                        death_at_every_call_of(Backend::$backend, verb).await;
+                        death_at_every_call_of(On::$on, verb).await;
                     }
                 }
             )*
