@@ -34,6 +34,7 @@ pub(crate) struct Host {
     boot_files: OnceCell<BootFiles>,
     cpu: CpuFingerprint,
     kernel_release: String,
+    memory: ByteSize,
     pub(crate) faults: Faults,
 }
 
@@ -70,6 +71,7 @@ impl Host {
         Ok(Arc::new(Self {
             cpu: CpuFingerprint::from_cpuinfo(&cpuinfo),
             kernel_release,
+            memory: ByteSize(crate::resources::capacity(data.root()).memory),
             hatch: Hatch::new(&config),
             config,
             data,
@@ -138,7 +140,7 @@ impl Host {
             vmm_version: self.probe(backend).and_then(|probe| probe.version.clone()),
             accel: self.accel(backend),
             cpu: self.cpu.clone(),
-            memory: ByteSize(crate::resources::capacity(self.data.root()).memory),
+            memory: self.memory,
         }
     }
 

@@ -29,8 +29,8 @@ const LISTENS_SOON: Duration = Duration::from_millis(2);
 /// Tells when something appears in a directory.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// An inotify descriptor: like a pipe it is only ever read.
-    inotify: Receiver,
+    /// An inotify descriptor: like a pipe it is only ever read. Always there until it is dropped.
+    inotify: Option<Receiver>,
 }
 
 impl Watch {
@@ -39,20 +39,32 @@ impl Watch {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
         inotify::add_watch(&inotify, dir, appears)?;
-        Ok(Self { inotify: Receiver::from_owned_fd_unchecked(inotify)? })
+        Ok(Self { inotify: Some(Receiver::from_owned_fd_unchecked(inotify)?) })
     }
 
     /// Resolves when something has appeared since the last call. What it was does not matter: the
     /// caller looks for itself.
     async fn appeared(&self) -> io::Result<()> {
+        let Some(inotify) = &self.inotify else { return Ok(()) };
         let mut events = [0; 4096];
         loop {
-            self.inotify.readable().await?;
-            match self.inotify.try_read(&mut events) {
+            inotify.readable().await?;
+            match inotify.try_read(&mut events) {
                 Ok(_) => return Ok(()),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+impl Drop for Watch {
+    /// Closing an inotify descriptor waits until the kernel has let go of what was watched: several
+    /// milliseconds, which a guest that is being restored shall not wait for.
+    fn drop(&mut self) {
+        let inotify = self.inotify.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(inotify));
         }
     }
 }
