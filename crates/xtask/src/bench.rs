@@ -7,6 +7,7 @@
 
 mod api;
 mod figures;
+mod firecracker;
 mod floor;
 mod ground;
 mod guest;
@@ -25,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::bench::figures::Figures;
-use crate::bench::ground::{FileSystem, Ground};
+use crate::bench::ground::{FileSystem, Ground, Wanted};
 use crate::build;
 use crate::interrupt::Interrupt;
 use crate::process;
@@ -45,7 +46,7 @@ pub struct Arguments {
     #[arg(short, default_value_t = NonZeroUsize::MIN)]
     concurrency: NonZeroUsize,
     /// What runs the guests.
-    #[arg(long, default_value = "qemu-microvm", value_parser = ["qemu-microvm", "qemu"])]
+    #[arg(long, default_value = "qemu-microvm", value_parser = ["qemu-microvm", "qemu", firecracker::BACKEND])]
     backend: String,
     /// Write the figures there, too.
     #[arg(long, value_name = "FILE")]
@@ -80,7 +81,8 @@ struct Machine {
     cpus: usize,
     cpu: String,
     kernel: String,
-    qemu: String,
+    /// Name and version.
+    vmm: String,
     accel: String,
     backend: String,
     /// Of the last minute before; more than a little makes all figures worthless.
@@ -99,17 +101,25 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::watch()?;
     let _alone = alone(&workspace.target)?;
     setup::ensure_packages(&[setup::RUN, setup::BENCH])?;
-    setup::ensure_kernel(&workspace.target.join("hearth-kernel"))?;
+    let bare = arguments.backend == firecracker::BACKEND;
+    if bare {
+        setup::ensure_packages(&[setup::GUEST])?;
+    } else {
+        setup::ensure_kernel(&workspace.target.join("hearth-kernel"))?;
+    }
     let hearth = build::hearth(workspace, true)?;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
 
     let mut figures = Figures::default();
     let often = Often { n: arguments.n.get(), concurrency: arguments.concurrency.get(), interrupt: &interrupt };
-    let measured = measure(workspace, arguments, &hearth, often, &mut figures);
+    let measured = match bare {
+        true => firecracker::measure(workspace, arguments.what, &hearth, often, &mut figures),
+        false => measure(workspace, arguments, &hearth, often, &mut figures).map(|accel| (qemu_version(), accel)),
+    };
     interrupt.check()?;
-    let accel = measured?;
+    let (vmm, accel) = measured?;
 
-    let machine = Machine::this(&arguments.backend, &accel, &load)?;
+    let machine = Machine::this(&arguments.backend, vmm, accel, &load)?;
     println!("\n{machine}\n\n{figures}");
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(&Report { machine: &machine, figures: &figures })?;
@@ -144,7 +154,7 @@ fn measure(
     figures: &mut Figures,
 ) -> Result<String> {
     let wanted = |what| arguments.what == What::All || arguments.what == what;
-    let plain = Ground::new(workspace, hearth, FileSystem::Plain, &arguments.backend)?;
+    let plain = Ground::new(workspace, hearth, Wanted::usual(FileSystem::Plain, &arguments.backend))?;
     let accel = plain.accel()?;
     if wanted(What::Restore) {
         restore::restore(&plain, often, figures).context("measure restore")?;
@@ -162,7 +172,7 @@ fn measure(
     }
     drop(plain);
     if wanted(What::Snapshot) {
-        match Ground::new(workspace, hearth, FileSystem::Reflink, &arguments.backend) {
+        match Ground::new(workspace, hearth, Wanted::usual(FileSystem::Reflink, &arguments.backend)) {
             Ok(reflink) => {
                 snapshot::of_a_fork(&reflink, FileSystem::Reflink, often, figures).context("measure on XFS")?;
             }
@@ -170,6 +180,11 @@ fn measure(
         }
     }
     Ok(accel)
+}
+
+fn qemu_version() -> String {
+    let said = process::stdout_of(Command::new("qemu-system-x86_64").arg("--version")).unwrap_or_default();
+    format!("QEMU {}", said.split_whitespace().nth(3).unwrap_or("of unknown version"))
 }
 
 impl Often<'_> {
@@ -184,17 +199,15 @@ impl Often<'_> {
 }
 
 impl Machine {
-    fn this(backend: &str, accel: &str, load: &str) -> Result<Self> {
+    fn this(backend: &str, vmm: String, accel: String, load: &str) -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let qemu = process::stdout_of(Command::new("qemu-system-x86_64").arg("--version"))?;
-        let version = qemu.split_whitespace().nth(3).unwrap_or("unknown");
         Ok(Self {
             cpus: std::thread::available_parallelism().context("count the processors")?.get(),
             cpu: model.map_or("unknown", |(_, name)| name).to_owned(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            qemu: version.to_owned(),
-            accel: accel.to_owned(),
+            vmm,
+            accel,
             backend: backend.to_owned(),
             load: load.split(' ').next().unwrap_or_default().to_owned(),
         })
@@ -203,8 +216,8 @@ impl Machine {
 
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { cpus, cpu, kernel, qemu, accel, backend, load } = self;
-        write!(f, "{cpus} CPUs ({cpu}), Linux {kernel}, QEMU {qemu}, {backend} under {accel}, load before: {load}")
+        let Self { cpus, cpu, kernel, vmm, accel, backend, load } = self;
+        write!(f, "{cpus} CPUs ({cpu}), Linux {kernel}, {vmm}, {backend} under {accel}, load before: {load}")
     }
 }
 

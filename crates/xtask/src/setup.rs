@@ -50,6 +50,9 @@ pub const BENCH: &[Need] = &[
     program("xfsprogs", "mkfs.xfs"),
 ];
 
+/// What assembles the guest without a kernel.
+pub const GUEST: &[Need] = &[program("gcc", "gcc")];
+
 /// What the tests need on top of it.
 pub const TEST: &[Need] = &[
     program("gcc", "cc"),

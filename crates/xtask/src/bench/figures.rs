@@ -33,11 +33,20 @@ pub struct Target {
     pub holds: bool,
 }
 
+/// How the medians of two figures compare.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ratio {
+    pub what: String,
+    pub found: f64,
+    pub of: String,
+}
+
 /// Everything that a run found.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Figures {
     pub figures: Vec<Figure>,
     pub targets: Vec<Target>,
+    pub ratios: Vec<Ratio>,
     /// What could not be measured here, and why.
     pub skipped: Vec<String>,
 }
@@ -94,6 +103,13 @@ impl Figures {
         self.targets.push(Target { what: what.to_owned(), asked: asked.into(), found: found.into(), holds });
     }
 
+    /// How the medians of two things compare: nothing is asked of them.
+    pub fn ratio(&mut self, what: &str, dividend: &Samples, divisor: &Samples) {
+        let (over, under) = (dividend.median(), divisor.median());
+        let found = over / under.max(0.001);
+        self.ratios.push(Ratio { what: what.to_owned(), found, of: format!("{over:.1} : {under:.1} ms") });
+    }
+
     pub fn skip(&mut self, what: &str, why: &str) {
         eprintln!("SKIPPED: {what}: {why}");
         self.skipped.push(format!("{what}: {why}"));
@@ -125,6 +141,14 @@ impl fmt::Display for Figures {
                     "| {:what$} | {:asked$} | {:found$} | {holds:5} |",
                     target.what, target.asked, target.found
                 )?;
+            }
+        }
+        if !self.ratios.is_empty() {
+            let wide = self.ratios.iter().map(|ratio| ratio.what.chars().count()).max().unwrap_or(0);
+            writeln!(f, "\n| {:wide$} | ratio | of medians |", "compared")?;
+            writeln!(f, "| {} | ----: | ---------- |", "-".repeat(wide))?;
+            for Ratio { what, found, of } in &self.ratios {
+                writeln!(f, "| {what:wide$} | {found:5.2} | {of} |")?;
             }
         }
         for skipped in &self.skipped {

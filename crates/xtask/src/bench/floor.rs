@@ -22,7 +22,7 @@ use crate::bench::qmp::Qmp;
 /// How the product started a VMM.
 #[derive(Debug, Clone)]
 pub struct Arguments {
-    words: Vec<String>,
+    pub(super) words: Vec<String>,
 }
 
 /// A VMM, killed when it is dropped.
@@ -199,7 +199,7 @@ fn listen(place: &File, name: &str) -> Result<UnixListener> {
 }
 
 /// A socket's address holds 107 bytes of path, and a checkout may lie deeper.
-fn short(place: &File, name: &str) -> PathBuf {
+pub(super) fn short(place: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", place.as_raw_fd()))
 }
 

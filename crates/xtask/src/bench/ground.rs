@@ -4,6 +4,7 @@
 //! system or on a fresh XFS with reflink, and a guest image that is quick. All of it is gone when
 //! this is dropped.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,21 @@ pub enum FileSystem {
     Reflink,
 }
 
+/// What is measured, and where.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its directory below the target directory. Two grounds of two names may stand side by side.
+    pub name: &'static str,
+    pub on: FileSystem,
+    pub backend: String,
+    /// For the daemon, on top of what every ground has.
+    pub settings: Vec<(&'static str, OsString)>,
+    /// The guests' memory.
+    pub size: &'static str,
+    /// Whether an agent answers in the guests.
+    pub agent: bool,
+}
+
 /// A daemon, ready to be measured.
 #[derive(Debug)]
 pub struct Ground {
@@ -41,7 +57,7 @@ pub struct Ground {
     daemon: Daemon,
     data: PathBuf,
     floors: PathBuf,
-    backend: String,
+    wanted: Wanted,
     _root: Root,
 }
 
@@ -52,19 +68,27 @@ struct Root {
     mount: Option<PathBuf>,
 }
 
+impl Wanted {
+    /// Guests of 256 MB with an agent.
+    pub fn usual(on: FileSystem, backend: &str) -> Self {
+        Self { name: "bench", on, backend: backend.to_owned(), settings: Vec::new(), size: "256MB", agent: true }
+    }
+}
+
 impl Ground {
-    pub fn new(workspace: &Workspace, hearth: &Path, on: FileSystem, backend: &str) -> Result<Self> {
-        let root = Root::new(&workspace.target.join("bench"), on)?;
+    pub fn new(workspace: &Workspace, hearth: &Path, wanted: Wanted) -> Result<Self> {
+        let root = Root::new(&workspace.target.join(wanted.name), wanted.on)?;
         let at = root.mount.as_ref().unwrap_or(&root.dir);
         let (data, floors) = (at.join("data"), at.join("floors"));
         let layout = root.dir.join("idle.oci");
         write_image(&layout)?;
-        let settings = [
+        let mut settings = vec![
             ("HEARTH_KERNEL_DIR", workspace.target.join("hearth-kernel").into_os_string()),
             ("HEARTH_LOG", "warn".into()),
         ];
+        settings.extend(wanted.settings.iter().cloned());
         let daemon = Daemon::start(hearth, &data, &settings)?;
-        let ground = Self { daemon, data, floors, backend: backend.to_owned(), _root: root };
+        let ground = Self { daemon, data, floors, wanted, _root: root };
         let layout = layout.to_str().context("the target directory is not UTF-8")?;
         ground.client()?.post("/images/import", Some(&json!({ "path": layout, "name": IMAGE })))?;
         Ok(ground)
@@ -78,10 +102,18 @@ impl Ground {
     pub fn accel(&self) -> Result<String> {
         let answer = self.client()?.get("/capabilities")?.body;
         let runtimes = answer["runtimes"].as_array().context("a daemon has runtimes")?;
-        let ours = runtimes.iter().find(|runtime| runtime["name"] == self.backend.as_str());
-        let ours = ours.with_context(|| format!("the daemon does not know {}", self.backend))?;
-        ensure!(ours["available"] == true, "{} cannot be used here: {}", self.backend, ours["reason"]);
+        let ours = runtimes.iter().find(|runtime| runtime["name"] == self.wanted.backend.as_str());
+        let ours = ours.with_context(|| format!("the daemon does not know {}", self.wanted.backend))?;
+        ensure!(ours["available"] == true, "{} cannot be used here: {}", self.wanted.backend, ours["reason"]);
         Ok(ours["accel"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// A directory of its own for something else.
+    pub fn place(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.floors.join(name);
+        remove(&dir)?;
+        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        Ok(dir)
     }
 
     pub fn daemon(&self) -> &Daemon {
@@ -90,7 +122,10 @@ impl Ground {
 
     /// Boots a new instance; how the product started it.
     pub fn boot(&self, client: &mut Client, name: &str) -> Result<Arguments> {
-        let request = json!({ "name": name, "image": IMAGE, "size": "256MB", "hypervisor": self.backend });
+        let Wanted { size, backend, agent, .. } = &self.wanted;
+        let request = json!({
+            "name": name, "image": IMAGE, "size": size, "hypervisor": backend, "skip_guest_agent": !agent,
+        });
         let made = client.post("/instances", Some(&request))?.body;
         let waited = client.get(&format!("/instances/{name}/wait?state=Running&timeout=2m"))?.body;
         ensure!(waited["state"] == "Running", "{name} does not boot: {waited}");
@@ -144,9 +179,8 @@ impl Ground {
     }
 
     fn floor(&self, name: &str, from: &Path) -> Result<PathBuf> {
-        let dir = self.floors.join(name);
-        remove(&dir)?;
-        fs::create_dir_all(dir.join("disks")).with_context(|| format!("make {}", dir.display()))?;
+        let dir = self.place(name)?;
+        fs::create_dir(dir.join("disks")).with_context(|| format!("make disks in {}", dir.display()))?;
         link(&from.join("disks/rootfs"), &dir.join("disks/rootfs"))?;
         let mut cp = Command::new("cp");
         cp.args(["--sparse=always", "--reflink=auto"]);

@@ -18,7 +18,7 @@ use crate::bench::ground::{Ground, text};
 use crate::bench::http::Client;
 
 /// Rounds that are not counted: caches fill, TCG's and the kernel's.
-const WARM_UP: usize = 2;
+pub const WARM_UP: usize = 2;
 
 /// What both sides took.
 #[derive(Debug, Default)]
@@ -33,9 +33,9 @@ struct Race {
 
 /// One product's sample.
 #[derive(Debug)]
-struct Taken {
-    took: Duration,
-    operation: Value,
+pub struct Taken {
+    pub took: Duration,
+    pub operation: Value,
 }
 
 impl Race {
@@ -191,7 +191,7 @@ impl Source {
 }
 
 /// What the daemon's own clock says of an instance's last operation.
-fn taken(client: &mut Client, name: &str, took: Duration) -> Result<Taken> {
+pub fn taken(client: &mut Client, name: &str, took: Duration) -> Result<Taken> {
     let mut timeline = client.get(&format!("/instances/{name}/timeline?limit=1"))?.body;
     Ok(Taken { took, operation: timeline["operations"][0].take() })
 }
@@ -203,7 +203,7 @@ fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
 }
 
 /// Does it for all, at the same time.
-fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
         threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a measurement panicked"))?).collect()

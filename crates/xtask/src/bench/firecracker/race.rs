@@ -1,0 +1,315 @@
+//! Restore and fork to a guest that runs: product and floor take turns on the same bundle, and in
+//! being the first of a round.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::TRACK_DIRTY_PAGES;
+use super::floor::{Load, Moments, Vmm, Wait};
+use crate::bench::Often;
+use crate::bench::figures::{Figures, Samples};
+use crate::bench::floor::Arguments;
+use crate::bench::ground::{Ground, text};
+use crate::bench::http::Client;
+use crate::bench::restore::{Source, Taken, WARM_UP, at_once, taken};
+
+const RATIO: f64 = 1.15;
+const OWN_MS: f64 = 2.0;
+/// What a fork may take on top of a restore.
+const FORK_MS: f64 = 2.0;
+const DIRTY_BYTES: usize = 64 << 20;
+/// The steps that are Firecracker's work: its process starts, its socket comes, it loads. What the
+/// product does in `await vmm` besides waiting is no step of its own, and shows in the ratio.
+const FIRECRACKER_S: [&str; 3] = ["start vmm", "await vmm", "load snapshot"];
+/// As fast as can be, with what the product tells Firecracker.
+const LOAD: Load = Load { wait: Wait::Inotify, track_dirty_pages: TRACK_DIRTY_PAGES };
+
+/// What both sides took.
+#[derive(Debug, Default)]
+struct Race {
+    /// From the request's first byte to the answer's last.
+    answered: Samples,
+    /// End points A and B, from the operation's begin.
+    loaded: Samples,
+    resumed: Samples,
+    own: Samples,
+    /// Of the timeline's steps, by name, in the order of the first sample.
+    order: Vec<String>,
+    steps: BTreeMap<String, Samples>,
+    outside: Samples,
+    floor: Samples,
+    floor_up: Samples,
+    floor_load: Samples,
+}
+
+impl Race {
+    fn product(&mut self, Taken { took, operation }: &Taken) -> Result<()> {
+        let took = took.as_secs_f64() * 1000.0;
+        let (mut own, mut outside) = (took, took);
+        let mut loaded = None;
+        let mut resumed = None;
+        for step in operation["steps"].as_array().context("a timeline has steps")? {
+            let name = text(step, "step")?;
+            let began = step["start_ms"].as_f64().context("a step has a begin")?;
+            let lasted = step["duration_ms"].as_f64().context("a step takes time")?;
+            outside -= lasted;
+            if FIRECRACKER_S.contains(&name) {
+                own -= lasted;
+            }
+            match name {
+                "load snapshot" => loaded = Some(began + lasted),
+                "resume" => resumed = Some(began + lasted),
+                _ => {}
+            }
+            if !self.steps.contains_key(name) {
+                self.order.push(name.to_owned());
+            }
+            self.steps.entry(name.to_owned()).or_default().push(lasted);
+        }
+        let loaded = loaded.context("a guest is brought back by a load")?;
+        self.answered.push(took);
+        self.loaded.push(loaded);
+        self.resumed.push(resumed.unwrap_or(loaded));
+        self.own.push(own);
+        self.outside.push(outside);
+        Ok(())
+    }
+
+    fn floor(&mut self, Moments { up, loaded }: Moments) {
+        self.floor_up.time(up);
+        self.floor_load.time(loaded - up);
+        self.floor.time(loaded);
+    }
+
+    fn report(&self, verb: &str, concurrency: usize, figures: &mut Figures) {
+        let verb = match concurrency {
+            1 => verb.to_owned(),
+            many => format!("{verb}, {many} at once"),
+        };
+        figures.times(&format!("{verb}: product, request to answer"), &self.answered);
+        figures.times(&format!("{verb}:   A, load returned"), &self.loaded);
+        figures.times(&format!("{verb}:   B, resumed"), &self.resumed);
+        for name in &self.order {
+            figures.times(&format!("{verb}:   step {name}"), &self.steps[name]);
+        }
+        figures.times(&format!("{verb}:   in no step"), &self.outside);
+        figures.times(&format!("{verb}:   all that is not Firecracker's"), &self.own);
+        figures.times(&format!("{verb}: floor, spawn to 204"), &self.floor);
+        figures.times(&format!("{verb}:   until its socket answers"), &self.floor_up);
+        figures.times(&format!("{verb}:   PUT /snapshot/load"), &self.floor_load);
+        let (product, floor) = (self.answered.median(), self.floor.median());
+        let ratio = product / floor.max(0.001);
+        figures.target(
+            &format!("{verb}, request to answer"),
+            format!("at most {RATIO} × floor"),
+            format!("{ratio:.2} × ({product:.1} ms : {floor:.1} ms)"),
+            ratio <= RATIO,
+        );
+        let own = self.own.median();
+        figures.target(
+            &format!("{verb}, all that is not Firecracker's"),
+            format!("under {OWN_MS} ms"),
+            format!("{own:.2} ms"),
+            own < OWN_MS,
+        );
+    }
+}
+
+/// Instances in standby, restored and put back again and again.
+pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut client = ground.client()?;
+    let sources = (0..often.concurrency)
+        .map(|number| Source::boot(ground, &mut client, &format!("restore-{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let arguments = arguments(ground, &mut client, &sources[0])?;
+    let mut race = Race::default();
+    let mut done = 0;
+    for round in 0.. {
+        // Linked before: a restored instance drops its bundle.
+        let dirs = sources
+            .iter()
+            .map(|source| ground.floor_of_bundle(&source.name, &ground.bundle_of(&source.id)?))
+            .collect::<Result<Vec<_>>>()?;
+        let mut product = || {
+            let taken = at_once(&sources, |source| restored(ground, &source.name))?;
+            for source in &sources {
+                client.post(&format!("/instances/{}/standby", source.name), None)?;
+            }
+            Ok(taken)
+        };
+        let (taken, loaded) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        if round >= WARM_UP {
+            taken.iter().try_for_each(|taken| race.product(taken))?;
+            loaded.into_iter().for_each(|moments| race.floor(moments));
+            done += sources.len();
+            often.tick("restore", done)?;
+        }
+        if done >= often.n {
+            break;
+        }
+    }
+    for source in &sources {
+        client.delete(&format!("/instances/{}", source.name))?;
+    }
+    race.report("restore", often.concurrency, figures);
+    Ok(())
+}
+
+/// New instances of an instance in standby.
+pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut client = ground.client()?;
+    let source = Source::boot(ground, &mut client, "fork-source")?;
+    let arguments = arguments(ground, &mut client, &source)?;
+    let bundle = ground.bundle_of(&source.id)?;
+    let names: Vec<String> = (0..often.concurrency).map(|number| format!("fork-{number}")).collect();
+    let dirs = names.iter().map(|name| ground.floor_of_bundle(name, &bundle)).collect::<Result<Vec<PathBuf>>>()?;
+    let mut race = Race::default();
+    let mut done = 0;
+    for round in 0.. {
+        let mut product = || {
+            let taken = at_once(&names, |name| forked(ground, &source.name, name))?;
+            for name in &names {
+                client.delete(&format!("/instances/{name}"))?;
+            }
+            Ok(taken)
+        };
+        let (taken, loaded) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        if round >= WARM_UP {
+            taken.iter().try_for_each(|taken| race.product(taken))?;
+            loaded.into_iter().for_each(|moments| race.floor(moments));
+            done += names.len();
+            often.tick("fork", done)?;
+        }
+        if done >= often.n {
+            break;
+        }
+    }
+    client.delete(&format!("/instances/{}", source.name))?;
+    race.report("fork", often.concurrency, figures);
+    Ok(())
+}
+
+/// The same restore by two daemons: one resumes on load, the other one's escape hatch is closed.
+pub fn two_step(open: &Ground, closed: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut clients = [open.client()?, closed.client()?];
+    let grounds = [open, closed];
+    for (ground, client) in grounds.iter().zip(&mut clients) {
+        Source::boot(ground, client, "steps")?;
+    }
+    let mut took = [Samples::default(), Samples::default()];
+    for round in 0..often.n + WARM_UP {
+        for which in in_order(round) {
+            let taken = restored(grounds[which], "steps")?;
+            clients[which].post("/instances/steps/standby", None)?;
+            if round >= WARM_UP {
+                took[which].time(taken.took);
+            }
+        }
+        often.tick("two steps", round)?;
+    }
+    for client in &mut clients {
+        client.delete("/instances/steps")?;
+    }
+    let [one, two] = &took;
+    figures.times("restore, resume on load", one);
+    figures.times("restore, loaded and resumed in two steps", two);
+    figures.ratio("two steps : resume on load", two, one);
+    Ok(())
+}
+
+/// A fork whose source has written much to its disk, beside a restore of one that has not.
+pub fn fork_of_a_dirty_overlay(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
+    let mut client = ground.client()?;
+    Source::boot(ground, &mut client, "clean")?;
+    ground.boot(&mut client, "dirty")?;
+    let dirty = client.get("/instances/dirty")?.body;
+    write_far_inside(&ground.instance_dir(text(&dirty, "id")?).join("disks/overlay.img"))?;
+    client.post("/instances/dirty/standby", None)?;
+    let (mut restores, mut forks) = (Samples::default(), Samples::default());
+    for round in 0..often.n + WARM_UP {
+        for which in in_order(round) {
+            let (samples, taken) = match which {
+                0 => (&mut restores, restored(ground, "clean")?),
+                _ => (&mut forks, forked(ground, "dirty", "of-dirty")?),
+            };
+            match which {
+                0 => drop(client.post("/instances/clean/standby", None)?),
+                _ => drop(client.delete("/instances/of-dirty")?),
+            }
+            if round >= WARM_UP {
+                samples.time(taken.took);
+            }
+        }
+        often.tick("fork of a dirty overlay", round)?;
+    }
+    for name in ["clean", "dirty"] {
+        client.delete(&format!("/instances/{name}"))?;
+    }
+    figures.times("restore, reflink", &restores);
+    figures.times("fork, 64 MiB written to its overlay, reflink", &forks);
+    let (restore, fork) = (restores.median(), forks.median());
+    figures.target(
+        "fork of a snapshot with a 64 MiB dirty overlay, reflink",
+        format!("at most restore + {FORK_MS} ms"),
+        format!("restore {:+.1} ms ({fork:.1} ms : {restore:.1} ms)", fork - restore),
+        fork <= restore + FORK_MS,
+    );
+    Ok(())
+}
+
+/// How the product starts the VMM of a loaded instance; the source is in standby again.
+pub fn arguments(ground: &Ground, client: &mut Client, source: &Source) -> Result<Arguments> {
+    client.post(&format!("/instances/{}/restore", source.name), None)?;
+    let arguments = Arguments::of(ground.vmm(&source.id)?)?;
+    client.post(&format!("/instances/{}/standby", source.name), None)?;
+    Ok(arguments)
+}
+
+fn restored(ground: &Ground, name: &str) -> Result<Taken> {
+    let mut client = ground.client()?;
+    let answer = client.post(&format!("/instances/{name}/restore"), None)?;
+    taken(&mut client, name, answer.took)
+}
+
+fn forked(ground: &Ground, source: &str, name: &str) -> Result<Taken> {
+    let mut client = ground.client()?;
+    let request = json!({ "name": name, "target_state": "Running" });
+    let answer = client.post(&format!("/instances/{source}/fork"), Some(&request))?;
+    taken(&mut client, name, answer.took)
+}
+
+fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
+    // They live until all have loaded, as the product's do.
+    let loaded = at_once(dirs, |dir| Vmm::load(arguments, dir, LOAD).context("load a floor"))?;
+    Ok(loaded.into_iter().map(|(_, moments)| moments).collect())
+}
+
+/// Both, the one or the other first: who comes second meets the first one's caches and remains.
+fn in_turn<A, B>(round: usize, a: &mut impl FnMut() -> Result<A>, b: impl FnOnce() -> Result<B>) -> Result<(A, B)> {
+    if round.is_multiple_of(2) {
+        let first = a()?;
+        return Ok((first, b()?));
+    }
+    let first = b()?;
+    Ok((a()?, first))
+}
+
+pub fn in_order(round: usize) -> [usize; 2] {
+    if round.is_multiple_of(2) { [0, 1] } else { [1, 0] }
+}
+
+/// Data in a disk's free space, where no guest of ours looks.
+fn write_far_inside(disk: &Path) -> Result<()> {
+    let mut bytes = vec![0; DIRTY_BYTES];
+    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes)).context("draw bytes")?;
+    let file = File::options().write(true).open(disk).with_context(|| format!("open {}", disk.display()))?;
+    file.write_all_at(&bytes, 1 << 30)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("fill {}", disk.display()))
+}
