@@ -3,6 +3,7 @@
 //! ```text
 //!   run.undo("overlay", …)   the undo is said first: a step that failed may have taken effect
 //!   run.step("clone overlay", …).await?
+//!   run.steps_together(…).await?   two that do not touch each other
 //!   run.commit()             from here on the operation has happened
 //!   run.finish("end vmm", …) what must still be done, tried twice, and named if it stays
 //! ```
@@ -11,7 +12,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hearth_model::Op;
 use hearth_store::{StepTime, TimelineRecord};
@@ -79,7 +80,34 @@ impl Run {
             true => Err(cut_short(self.op)),
             false => attempt(self.faults.clone(), name, work).await,
         };
-        self.note_end(name, began, result.is_ok());
+        self.note_end(name, began, began.elapsed(), result.is_ok());
+        self.named(name, result)
+    }
+
+    /// Two steps at the same time, which have nothing to do with each other. Both are awaited to
+    /// their end, whatever becomes of the other one; what undoes them is said before either. The
+    /// first one is begun first: so it is the one that does its work elsewhere.
+    pub(crate) async fn steps_together<T, U, E: Into<OpError>, F: Into<OpError>>(
+        &mut self,
+        (first, work): (&'static str, impl Future<Output = Result<T, E>>),
+        (second, other): (&'static str, impl Future<Output = Result<U, F>>),
+    ) -> Result<(T, U), OpError> {
+        if self.view.borrow().cut_short {
+            // As a step would say.
+            return self.step(first, std::future::ready(Err(cut_short(self.op)))).await;
+        }
+        let (work, other) = tokio::join!(
+            timed(attempt(self.faults.clone(), first, work)),
+            timed(attempt(self.faults.clone(), second, other))
+        );
+        self.note_end(first, work.began, work.took, work.result.is_ok());
+        self.note_end(second, other.began, other.took, other.result.is_ok());
+        let (work, other) = (self.named(first, work.result), self.named(second, other.result));
+        Ok((work?, other?))
+    }
+
+    /// An error says in which step of which operation it arose.
+    fn named<T>(&self, name: &'static str, result: Result<T, OpError>) -> Result<T, OpError> {
         result.map_err(|error| OpError { op: Some(self.op), step: error.step.or(Some(name)), ..error })
     }
 
@@ -118,7 +146,7 @@ impl Run {
             warn!(step = name, error = %error, "trying once more");
             result = attempt(self.faults.clone(), name, work()).await;
         }
-        self.note_end(name, began, result.is_ok());
+        self.note_end(name, began, began.elapsed(), result.is_ok());
         if let Err(error) = result {
             self.leaks.push(format!("{name}: {error}"));
         }
@@ -139,7 +167,7 @@ impl Run {
                 while let Some((what, undo)) = self.undos.pop() {
                     let began = Instant::now();
                     let undone = undo.await;
-                    self.note_time(what, began, Some("undone".to_owned()));
+                    self.note_time(what, began, began.elapsed(), Some("undone".to_owned()));
                     if let Err(why) = undone {
                         self.leaks.push(format!("{what}: {why}"));
                     }
@@ -153,13 +181,12 @@ impl Run {
         (result, steps)
     }
 
-    fn note_end(&mut self, name: &'static str, began: Instant, succeeded: bool) {
-        self.metrics.step_ended(self.op, name, succeeded, began.elapsed());
-        self.note_time(name, began, (!succeeded).then(|| "failed".to_owned()));
+    fn note_end(&mut self, name: &'static str, began: Instant, took: Duration, succeeded: bool) {
+        self.metrics.step_ended(self.op, name, succeeded, took);
+        self.note_time(name, began, took, (!succeeded).then(|| "failed".to_owned()));
     }
 
-    fn note_time(&mut self, name: &'static str, began: Instant, note: Option<String>) {
-        let took = began.elapsed();
+    fn note_time(&mut self, name: &'static str, began: Instant, took: Duration, note: Option<String>) {
         debug!(op = %self.op, step = name, us = micros(took), "step done");
         let start_us = micros(began.duration_since(self.began));
         self.steps.push(StepTime { name: name.to_owned(), start_us, took_us: micros(took), note });
@@ -184,11 +211,24 @@ async fn attempt<T, E: Into<OpError>>(
     result
 }
 
+/// When something was done, and what came of it.
+struct Timed<T> {
+    began: Instant,
+    took: Duration,
+    result: T,
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> Timed<T> {
+    let began = Instant::now();
+    let result = work.await;
+    Timed { began, took: began.elapsed(), result }
+}
+
 /// What a run leaves for the record.
 #[derive(Debug)]
 pub(crate) struct Steps {
     pub(crate) op: Op,
-    pub(crate) took: std::time::Duration,
+    pub(crate) took: Duration,
     pub(crate) steps: Vec<StepTime>,
     /// What could not be finished or undone.
     pub(crate) leaks: Vec<String>,
@@ -215,7 +255,7 @@ impl Steps {
     }
 }
 
-fn micros(time: std::time::Duration) -> u64 {
+fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

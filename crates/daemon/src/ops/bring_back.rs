@@ -18,11 +18,20 @@ use crate::metrics::{self, Plan};
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
-/// Starts the VMM before anything else is done, so that it comes up meanwhile. Whoever calls goes on
-/// with [`bring_back`].
-pub(super) async fn start(host: &Arc<Host>, subject: &Subject, run: &mut Run) -> Result<Started, OpError> {
+/// Starts the VMM, so that it comes up meanwhile, and clones the bundle's overlay to the guest's own.
+/// What undoes the clone, the caller has said; it goes on with [`bring_back`].
+pub(super) async fn start(
+    host: &Arc<Host>,
+    subject: &Subject,
+    bundle: &Bundle,
+    run: &mut Run,
+) -> Result<Started, OpError> {
+    let (saved, overlay) = (bundle.overlay(), subject.dir.overlay());
     run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
-    run.step("start vmm", host.start(&subject.dir, &subject.record.spec)).await
+    let clone = blocking(move || files::replace_by_clone(&saved, &overlay));
+    let start = host.start(&subject.dir, &subject.record.spec);
+    let ((), started) = run.steps_together(("clone overlay", clone), ("start vmm", start)).await?;
+    Ok(started)
 }
 
 /// Loads `bundle` in the subject's directory, whose disks are in place.

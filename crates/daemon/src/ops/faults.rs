@@ -93,7 +93,8 @@ mod planned {
         async fn fail(&self, name: &'static str, now: When) -> Result<(), OpError> {
             let how = {
                 let mut plan = self.plan();
-                let this = plan.calls.len().wrapping_sub(1);
+                // Of two that are made together, the later one may be begun before the first has ended.
+                let this = plan.calls.iter().rposition(|call| *call == name).unwrap_or(usize::MAX);
                 let how = plan.fail.filter(|(nth, when, _)| (*nth, *when) == (this, now)).map(|(_, _, how)| how);
                 plan.dead |= how == Some(How::Death);
                 how

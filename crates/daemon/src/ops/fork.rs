@@ -27,9 +27,7 @@ pub(super) async fn fork(
 
     match plan.target {
         Target::Running => {
-            let started = bring_back::start(host, subject, run).await?;
-            let (saved, overlay) = (bundle.overlay(), dir.overlay());
-            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            let started = bring_back::start(host, subject, &bundle, run).await?;
             let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
             run.commit();
             Ok(Outcome::Running(born))

@@ -34,8 +34,7 @@ pub(super) async fn revert(
     let saved = bundle.overlay();
     let outcome = match plan.target {
         Target::Running => {
-            let started = bring_back::start(host, subject, run).await?;
-            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            let started = bring_back::start(host, subject, &bundle, run).await?;
             Outcome::Running(bring_back::bring_back(host, subject, &bundle, started, run).await?)
         }
         Target::Stopped => {

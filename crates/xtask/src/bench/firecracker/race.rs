@@ -52,13 +52,16 @@ impl Race {
     fn product(&mut self, Taken { took, operation }: &Taken) -> Result<()> {
         let took = took.as_secs_f64() * 1000.0;
         let (mut own, mut outside) = (took, took);
+        // Steps may overlap: what two of them share is counted once.
+        let mut told_until = 0.0_f64;
         let mut loaded = None;
         let mut resumed = None;
         for step in operation["steps"].as_array().context("a timeline has steps")? {
             let name = text(step, "step")?;
             let began = step["start_ms"].as_f64().context("a step has a begin")?;
             let lasted = step["duration_ms"].as_f64().context("a step takes time")?;
-            outside -= lasted;
+            outside -= (began + lasted - told_until.max(began)).max(0.0);
+            told_until = told_until.max(began + lasted);
             if FIRECRACKER_S.contains(&name) {
                 own -= lasted;
             }
