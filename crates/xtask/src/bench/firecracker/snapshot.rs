@@ -4,8 +4,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::floor::Vmm;
@@ -29,6 +31,7 @@ pub fn first_of_a_booted_guest(ground: &Ground, kernel: &Path, often: Often<'_>,
     for done in 1..=often.n {
         let arguments = ground.boot(&mut client, "booted")?;
         let id = text(&client.get("/instances/booted")?.body, "id")?.to_owned();
+        touched_all(&ground.instance_dir(&id))?;
         let request = json!({ "kind": "Standby", "name": "first" });
         let answer = client.post("/instances/booted/snapshots", Some(&request))?;
         product.time(answer.took);
@@ -44,6 +47,7 @@ pub fn first_of_a_booted_guest(ground: &Ground, kernel: &Path, often: Often<'_>,
 
         let dir = ground.place("bare")?;
         let mut bare = Vmm::boot(&arguments, &dir, kernel, MIB)?;
+        touched_all(&dir)?;
         diff.time(bare.save("Diff", "diff")?);
         if full.len() < FULLS {
             full.time(bare.save("Full", "full")?);
@@ -71,6 +75,17 @@ pub fn first_of_a_booted_guest(ground: &Ground, kernel: &Path, often: Often<'_>,
         format!("{has:.1} MiB of {had:.1} MiB"),
         had < TOUCHED_MIB && has <= had + SLACK_MIB,
     );
+    Ok(())
+}
+
+/// Waits until the guest has touched its pages: then it begins to count.
+fn touched_all(dir: &Path) -> Result<()> {
+    let log = dir.join("serial.log");
+    let until = Instant::now() + Duration::from_secs(30);
+    while !fs::read(&log).unwrap_or_default().windows(4).any(|word| word == b"tick") {
+        ensure!(Instant::now() < until, "the guest does not count in {}", log.display());
+        thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 
