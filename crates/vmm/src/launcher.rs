@@ -65,7 +65,7 @@ impl Launcher {
     pub async fn boot(&self, spec: &LaunchSpec) -> Result<Vmm, LaunchError> {
         match self {
             Self::Real => match spec.machine.backend {
-                Backend::Firecracker => Ok(Vmm::Firecracker(firecracker::boot(spec).await?)),
+                Backend::Firecracker => Ok(Vmm::Firecracker(Box::pin(firecracker::boot(spec)).await?)),
                 Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(qemu::boot(spec).await?)),
             },
             #[cfg(feature = "fake")]
@@ -145,7 +145,8 @@ impl Started {
     pub async fn ready(self, from: &SavedState) -> Result<Ready, LaunchError> {
         match self.0 {
             Begun::Firecracker(started) => {
-                Ok(Ready(Waiting::Firecracker(Box::new(firecracker::prepare(started, from).await?))))
+                let loading = Box::pin(firecracker::prepare(started, from)).await?;
+                Ok(Ready(Waiting::Firecracker(Box::new(loading))))
             }
             Begun::Qemu(spec) => Ok(Ready(Waiting::Qemu(Box::new(qemu::prepare(&spec, from).await?)))),
             #[cfg(feature = "fake")]
@@ -175,7 +176,7 @@ impl Ready {
     /// and no socket is left then.
     pub async fn load(self, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
         match self.0 {
-            Waiting::Firecracker(loading) => Ok(match loading.load(plan).await? {
+            Waiting::Firecracker(loading) => Ok(match Box::pin(loading.load(plan)).await? {
                 firecracker::Loaded::Resumed(vmm) => Loaded::Resumed(Vmm::Firecracker(vmm)),
                 firecracker::Loaded::Paused(vmm) => Loaded::Paused(Vmm::Firecracker(vmm)),
             }),

@@ -45,10 +45,10 @@ impl Watch {
     /// Resolves when something has appeared since the last call. What it was does not matter: the
     /// caller looks for itself.
     async fn appeared(&self) -> io::Result<()> {
-        let Some(inotify) = &self.inotify else { return Ok(()) };
-        let mut events = [0; 4096];
+        let inotify = self.inotify.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         loop {
             inotify.readable().await?;
+            let mut events = [0; 4096];
             match inotify.try_read(&mut events) {
                 Ok(_) => return Ok(()),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
