@@ -43,7 +43,7 @@ pub(crate) async fn dial(dir: &Path, process: &Process) -> Result<UnixStream, Co
                     tokio::time::sleep(AGAIN).await;
                     Ok(())
                 })
-                .await?
+                .await?;
             }
             Err(source) => return watched(process, COMMAND, &socket, async { Err(source) }).await,
         }
