@@ -34,7 +34,8 @@ pub(crate) struct Run {
     leaks: Vec<String>,
     metrics: Arc<Metrics>,
     faults: Faults,
-    view: watch::Receiver<InstanceView>,
+    /// None of an operation on no instance.
+    view: Option<watch::Receiver<InstanceView>>,
 }
 
 impl std::fmt::Debug for Run {
@@ -45,7 +46,7 @@ impl std::fmt::Debug for Run {
 
 impl Run {
     /// `view` tells when the operation shall be cut short.
-    pub(crate) fn new(op: Op, host: &crate::host::Host, view: watch::Receiver<InstanceView>) -> Self {
+    pub(crate) fn new(op: Op, host: &crate::host::Host, view: Option<watch::Receiver<InstanceView>>) -> Self {
         Self {
             op,
             began: Instant::now(),
@@ -74,7 +75,7 @@ impl Run {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, OpError> {
         let began = Instant::now();
-        let told = self.view.borrow().cut_short;
+        let told = self.view.as_ref().is_some_and(|view| view.borrow().cut_short);
         let result = match told {
             true => Err(cut_short(self.op)),
             false => attempt(self.faults.clone(), name, work).await,
@@ -90,7 +91,7 @@ impl Run {
         name: &'static str,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, OpError> {
-        let (op, mut view) = (self.op, self.view.clone());
+        let (op, Some(mut view)) = (self.op, self.view.clone()) else { return self.step(name, work).await };
         let or_cut_short = async {
             tokio::select! {
                 result = work => result.map_err(Into::into),

@@ -8,19 +8,19 @@ use hearth_model::{ErrorKind, InstanceState};
 use super::{Outcome, Subject, bring_back, bundle, files};
 use crate::error::OpError;
 use crate::host::Host;
-use crate::run::{Run, blocking};
+use crate::run::Run;
 
 pub(super) async fn restore(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Outcome, OpError> {
     let InstanceState::Standby { snapshot } = subject.record.phase.state().clone() else {
         return Err(OpError::new(ErrorKind::Internal, "restore was admitted without a snapshot"));
     };
-    let bundle = run.step("open snapshot", bundle::open(host, &snapshot)).await?;
+    let bundle = run.step("open snapshot", bundle::open_to_run(host, &snapshot)).await?;
 
     let started = bring_back::start(host, subject, run).await?;
     // In standby the overlay is a hard link to the bundle's; the guest gets a clone to write to.
-    let (overlay, saved) = (subject.dir.overlay(), bundle.overlay());
-    run.undo("overlay", files::replace_links(vec![(saved.clone(), overlay.clone())]));
-    run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+    let disks = files::writable_disks(&bundle, &subject.dir);
+    run.undo("overlay", files::replace_links(disks.clone()));
+    run.step("clone overlay", files::replace_by_clones(disks)).await?;
 
     let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
     run.commit();
