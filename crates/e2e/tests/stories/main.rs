@@ -13,6 +13,7 @@ mod daemon;
 mod exec;
 mod fork;
 mod full_disk;
+mod import;
 mod network;
 mod reflink;
 mod snapshots;
