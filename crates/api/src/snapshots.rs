@@ -70,6 +70,32 @@ pub struct CreateSnapshot {
     pub tags: Option<BTreeMap<String, String>>,
 }
 
+/// `POST /snapshots/import` (ours): takes over a guest that plain Firecracker saved, as a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportSnapshot {
+    /// Absolute path on the server: the directory with the guest's state and memory. Nothing in it
+    /// is changed.
+    #[schema(example = "/srv/firecracker/web")]
+    pub path: String,
+    /// The snapshot's name.
+    #[schema(example = "web")]
+    pub name: String,
+    /// The state file, absolute or in the directory; needed where it is not obvious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmstate: Option<String>,
+    /// The memory file, absolute or in the directory; needed where it is not obvious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Whether Hearth's agent runs in the guest: `true` by default. A guest without one is running
+    /// when its vCPUs are, and is not told who it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<bool>,
+    /// The user's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
 /// `POST /instances/{id}/snapshots/{snapshot_id}/restore`: puts the snapshot in the instance's place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -21,8 +21,11 @@ pub(crate) mod timeline;
 pub(crate) mod token;
 pub(crate) mod wait;
 
+use std::path::Path;
+
 use hearth_api::client::ClientError;
 use hearth_api::instances::Instance;
+use hearth_model::ErrorKind;
 
 use crate::arguments::Command;
 use crate::context::Context;
@@ -56,6 +59,17 @@ pub(crate) async fn carry_out(context: &Context, command: Command) -> Result<u8,
 
 const fn done((): ()) -> u8 {
     0
+}
+
+/// A path as the daemon may read it, which works in another directory.
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let absolute = std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .map_err(|error| CliError::host(format!("look for {}", path.display()), &error))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| CliError::new(ErrorKind::Invalid, format!("the path {} is not UTF-8", path.display())))
 }
 
 /// One verb on each of some instances, in order; the names of those that it was done to are printed

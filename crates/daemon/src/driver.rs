@@ -166,7 +166,7 @@ impl Driver {
         };
         let task = tokio::spawn(
             async move {
-                let mut run = Run::new(op, &host, view);
+                let mut run = Run::new(op, &host, Some(view));
                 let result = ops::carry_out(&host, &mut subject, request, &mut run).await;
                 let (result, steps) = run.settle(result).await;
                 (result, subject.record, steps)
@@ -229,6 +229,7 @@ impl Driver {
                         | ErrorKind::WrongState
                         | ErrorKind::NotFound
                         | ErrorKind::AlreadyExists
+                        | ErrorKind::Unsupported
                         | ErrorKind::Cancelled
                 );
                 if expected {

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hearth_model::foreign::{Described, ForeignState};
 use hearth_model::runtime::Accel;
 use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, LoadPlan, load_plan};
-use hearth_snapshot::{CpuFingerprint, HostFacts};
+use hearth_snapshot::{CpuFingerprint, HostFacts, Manifest};
 use hearth_store::{InstanceRecord, Store};
-use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, Seat, Started, Vmm};
+use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, SavedState, Seat, Started, Vmm};
 use tokio::sync::OnceCell;
 
 use crate::config::{Config, InitrdChoice};
@@ -152,9 +153,21 @@ impl Host {
         }
     }
 
-    /// How a bundle of that backend is loaded now.
-    pub(crate) fn load_plan(&self, backend: Backend) -> LoadPlan {
-        load_plan(backend == Backend::Firecracker, self.hatch.now(), Vec::new())
+    /// How a bundle is loaded now.
+    pub(crate) fn load_plan(&self, bundle: &Manifest) -> LoadPlan {
+        let foreign = bundle.foreign.as_ref().and_then(ForeignState::replacements);
+        load_plan(bundle.backend == Backend::Firecracker, self.hatch.now(), foreign)
+    }
+
+    /// What a state names that Firecracker saved elsewhere; asked in a directory of its own.
+    pub(crate) async fn inspect(
+        &self,
+        dir: &InstanceDir,
+        spec: &InstanceSpec,
+        from: &SavedState,
+    ) -> Result<Described, OpError> {
+        let launch = self.launch_spec(dir, spec, BootFiles::default());
+        Ok(self.vmms.launcher.inspect(&launch, from).await?)
     }
 
     /// The host kernel's release, as `uname -r` says.
@@ -197,6 +210,7 @@ impl Host {
             kernel: files.kernel,
             initrd: files.initrd,
             network: spec.network,
+            foreign: spec.foreign.clone(),
         }
     }
 

@@ -83,6 +83,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::create))
         .routes(routes!(snapshots::restore))
         .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::import))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(fork::snapshot))
 }

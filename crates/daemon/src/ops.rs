@@ -4,10 +4,11 @@
 //! functions here (`boot`, `bring_back`, `bundle`).
 
 use hearth_agent_client::{Agent, EventReceiver};
-use hearth_model::{InstanceId, InstanceName, InstanceState};
+use hearth_model::{Backend, InstanceId, InstanceName, InstanceState, Op};
 use hearth_store::{InstanceRecord, SnapshotKind, SnapshotRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::OpError;
 use crate::handle::Request;
@@ -23,6 +24,7 @@ mod create;
 mod delete;
 mod files;
 mod fork;
+mod import;
 mod restore;
 mod revert;
 mod snapshot;
@@ -120,6 +122,22 @@ pub(crate) struct SnapshotPlan {
 pub(crate) struct RevertPlan {
     pub(crate) source: Pin,
     pub(crate) target: Target,
+}
+
+pub(crate) use import::ImportPlan;
+
+/// Takes over a guest that was saved elsewhere: an operation on no instance.
+pub(crate) async fn import_guest(host: Arc<Host>, plan: ImportPlan) -> Result<SnapshotRecord, OpError> {
+    let began = Instant::now();
+    let mut run = Run::new(Op::Import, &host, None);
+    let result = import::import(&host, &plan, &mut run).await;
+    let (result, _) = run.settle(result).await;
+    let ended = result.as_ref().map(drop).map_err(|error| error.kind);
+    host.metrics.operation_ended(Op::Import, Backend::Firecracker, ended, began.elapsed());
+    result
+        .inspect(|saved| tracing::info!(snapshot = %saved.id, name = %plan.name, "imported"))
+        .map_err(|error| error.about("snapshot", plan.name.as_str()))
+        .inspect_err(|error| tracing::info!(name = %plan.name, %error, "import refused"))
 }
 
 /// Carries out one request. What it changed of the record is in `subject`.

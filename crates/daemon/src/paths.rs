@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hearth_model::InstanceId;
+use hearth_model::{InstanceId, SnapshotId};
 
 /// The data directory.
 #[derive(Debug, Clone)]
@@ -48,13 +48,22 @@ impl DataDir {
         self.root.join("instances")
     }
 
+    /// Where VMMs look at what is imported: a directory for each import that is under way.
+    pub(crate) fn imports(&self) -> PathBuf {
+        self.root.join("imports")
+    }
+
+    pub(crate) fn import(&self, id: &SnapshotId) -> InstanceDir {
+        InstanceDir { dir: self.imports().join(id.as_str()) }
+    }
+
     pub(crate) fn instance(&self, id: &InstanceId) -> InstanceDir {
         InstanceDir { dir: self.instances().join(id.as_str()) }
     }
 
     /// The directories that must exist before anything is served.
-    pub(crate) fn all(&self) -> [PathBuf; 5] {
-        [self.images(), self.snapshots(), self.templates(), self.initrds(), self.instances()]
+    pub(crate) fn all(&self) -> [PathBuf; 6] {
+        [self.images(), self.snapshots(), self.templates(), self.initrds(), self.instances(), self.imports()]
     }
 }
 
@@ -69,6 +78,21 @@ impl InstanceDir {
         &self.dir
     }
 
+    /// One that is there, of whatever name.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// A disk by its path in here: [`hearth_model::InstanceSpec::disks`] names them.
+    pub(crate) fn disk(&self, path: &str) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    /// Where a writable disk rests while another one is tried in its place.
+    pub(crate) fn disk_before(&self, path: &str) -> PathBuf {
+        self.dir.join(path).with_extension("before")
+    }
+
     pub(crate) fn disks(&self) -> PathBuf {
         self.dir.join("disks")
     }
@@ -80,11 +104,6 @@ impl InstanceDir {
 
     pub(crate) fn overlay(&self) -> PathBuf {
         self.dir.join(hearth_vmm::OVERLAY)
-    }
-
-    /// Where the overlay rests while another one is tried in its place.
-    pub(crate) fn overlay_before(&self) -> PathBuf {
-        self.dir.join("disks/overlay.before")
     }
 
     /// Guest RAM of a booted instance: the VMM maps it shared.

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use hearth_agent_client::EventReceiver;
+use hearth_model::error::io_kind;
 use hearth_model::recovery::{Observed, Recovery, recover};
 use hearth_model::{InstanceState, Op, Phase, SnapshotId};
 use hearth_store::{InstanceRecord, ProgramExit};
@@ -19,6 +20,7 @@ use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::Live;
 use crate::ops::bundle::NOT_PUBLISHED;
+use crate::paths::InstanceDir;
 use crate::registry::Registry;
 use crate::run::blocking;
 
@@ -36,6 +38,7 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
     for id in &swept.missing {
         forget_unpublished(host, id)?;
     }
+    end_imports(host).await?;
     for record in host.store.instances()? {
         let (id, name) = (record.id.clone(), record.spec.name.clone());
         if let Err(error) = recover_one(host, registry, record).await {
@@ -53,6 +56,26 @@ fn forget_unpublished(host: &Arc<Host>, id: &SnapshotId) -> Result<(), OpError> 
         return Ok(host.store.remove_snapshot(id)?);
     }
     warn!(snapshot = %id, instance = %record.source_name, "a snapshot's bundle is not there");
+    Ok(())
+}
+
+/// Imports that were cut off: their VMMs, and the directories in which those looked.
+async fn end_imports(host: &Arc<Host>) -> Result<(), OpError> {
+    let imports = host.data.imports();
+    let left = blocking(move || {
+        let entries = std::fs::read_dir(&imports).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
+        entries.map_err(|error| OpError::new(io_kind(&error), format!("list {}: {error}", imports.display())))
+    });
+    let left: Vec<_> = left.await?;
+    for dir in left {
+        let removed = match end_vmm(Arc::clone(host), InstanceDir::at(dir.clone()), None).await {
+            Ok(()) => blocking(move || hearth_disk::remove(&dir)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            warn!(%error, "an import that was cut off left something");
+        }
+    }
     Ok(())
 }
 
@@ -111,12 +134,12 @@ fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<
         return Ok(None);
     }
     let inode = |path: std::path::PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
-    let Some(own) = inode(host.data.instance(&record.id).overlay()) else { return Ok(None) };
+    let dir = host.data.instance(&record.id);
+    let Some(disk) = record.spec.disks().into_iter().find(|disk| !disk.read_only) else { return Ok(None) };
+    let Some(own) = inode(dir.disk(&disk.path)) else { return Ok(None) };
     let saved = host.store.snapshots()?.into_iter().find(|snapshot| {
         let bundle = host.data.snapshots().join(snapshot.id.as_str());
-        snapshot.internal
-            && snapshot.source_instance == record.id
-            && inode(bundle.join(hearth_snapshot::OVERLAY)) == Some(own)
+        snapshot.internal && snapshot.source_instance == record.id && inode(bundle.join(&disk.path)) == Some(own)
     });
     Ok(saved.map(|snapshot| snapshot.id))
 }
@@ -125,12 +148,13 @@ fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<
 async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError> {
     let dir = host.data.instance(&record.id);
     end_vmm(Arc::clone(host), dir.clone(), recorded_seat(record)).await?;
-    let (before, overlay) = (dir.overlay_before(), dir.overlay());
+    let disks = record.spec.disks();
+    let aside: Vec<_> = disks.iter().map(|disk| (dir.disk_before(&disk.path), dir.disk(&disk.path))).collect();
     let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
     blocking(move || {
         // A revert that was cut off has put the overlay aside.
-        if before.exists() {
-            std::fs::rename(&before, &overlay).ok();
+        for (before, disk) in aside.iter().filter(|(before, _)| before.exists()) {
+            std::fs::rename(before, disk).ok();
         }
         files.iter().try_for_each(|file| hearth_disk::remove(file))
     })

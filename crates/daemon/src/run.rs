@@ -35,7 +35,8 @@ pub(crate) struct Run {
     leaks: Vec<String>,
     metrics: Arc<Metrics>,
     faults: Faults,
-    view: watch::Receiver<InstanceView>,
+    /// None of an operation on no instance.
+    view: Option<watch::Receiver<InstanceView>>,
 }
 
 impl std::fmt::Debug for Run {
@@ -46,7 +47,7 @@ impl std::fmt::Debug for Run {
 
 impl Run {
     /// `view` tells when the operation shall be cut short.
-    pub(crate) fn new(op: Op, host: &crate::host::Host, view: watch::Receiver<InstanceView>) -> Self {
+    pub(crate) fn new(op: Op, host: &crate::host::Host, view: Option<watch::Receiver<InstanceView>>) -> Self {
         Self {
             op,
             began: Instant::now(),
@@ -75,8 +76,7 @@ impl Run {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, OpError> {
         let began = Instant::now();
-        let told = self.view.borrow().cut_short;
-        let result = match told {
+        let result = match self.is_cut_short() {
             true => Err(cut_short(self.op)),
             false => attempt(self.faults.clone(), name, work).await,
         };
@@ -92,7 +92,7 @@ impl Run {
         (first, work): (&'static str, impl Future<Output = Result<T, E>>),
         (second, other): (&'static str, impl Future<Output = Result<U, F>>),
     ) -> Result<(T, U), OpError> {
-        if self.view.borrow().cut_short {
+        if self.is_cut_short() {
             // As a step would say.
             return self.step(first, std::future::ready(Err(cut_short(self.op)))).await;
         }
@@ -104,6 +104,10 @@ impl Run {
         self.note_end(second, other.began, other.took, other.result.is_ok());
         let (work, other) = (self.named(first, work.result), self.named(second, other.result));
         Ok((work?, other?))
+    }
+
+    fn is_cut_short(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.borrow().cut_short)
     }
 
     /// An error says in which step of which operation it arose.
@@ -118,7 +122,7 @@ impl Run {
         name: &'static str,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, OpError> {
-        let (op, mut view) = (self.op, self.view.clone());
+        let (op, Some(mut view)) = (self.op, self.view.clone()) else { return self.step(name, work).await };
         let or_cut_short = async {
             tokio::select! {
                 result = work => result.map_err(Into::into),

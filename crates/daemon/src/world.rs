@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, Request};
 use crate::host::{Host, Vmms};
+use crate::ops::{ImportPlan, import_guest};
 use crate::paths::DataDir;
 use crate::registry::Registry;
 
@@ -71,6 +72,8 @@ pub(crate) struct Picture {
     vmms: usize,
     /// Snapshot records, internal ones too, and directories of bundles.
     snapshots: (usize, usize),
+    /// Imports that are under way.
+    imports: usize,
 }
 
 impl World {
@@ -117,6 +120,7 @@ impl World {
 
     pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
         InstanceSpec {
+            foreign: None,
             name: name.parse().expect("a name"),
             image: "app".parse().expect("a reference"),
             backend: self.backend,
@@ -140,6 +144,36 @@ impl World {
         let handle = self.registry.begin(self.spec(name), self.digest.clone())?;
         handle.submit(Request::Create).await?;
         Ok(handle)
+    }
+
+    /// A directory as plain Firecracker leaves it, with a guest of two drives; written once.
+    pub(crate) fn elsewhere(&self) -> PathBuf {
+        let dir = self._dir.path().join("elsewhere");
+        if dir.exists() {
+            return dir;
+        }
+        std::fs::create_dir(&dir).expect("made");
+        let (root, data) = (dir.join("root.img"), dir.join("data.img"));
+        std::fs::write(&root, "root").expect("written");
+        std::fs::write(&data, "data").expect("written");
+        let memory = std::fs::File::create(dir.join("mem_file")).expect("made");
+        memory.set_len(MemMib::MIN.size().bytes()).expect("sized");
+        let drives = [("root", root.as_path(), true), ("data", data.as_path(), false)];
+        let state = hearth_vmm::fake::foreign_state(1, u64::from(MemMib::MIN.mib()), &drives);
+        std::fs::write(dir.join("state"), state).expect("written");
+        dir
+    }
+
+    pub(crate) async fn import(&self, name: &str) -> Result<hearth_store::SnapshotRecord, OpError> {
+        let plan = ImportPlan {
+            dir: self.elsewhere(),
+            vmstate: Some("state".into()),
+            memory: None,
+            name: name.parse().expect("a name"),
+            agent: true,
+            tags: BTreeMap::new(),
+        };
+        import_guest(Arc::clone(&self.host), plan).await
     }
 
     pub(crate) fn get(&self, name: &str) -> InstanceHandle {
@@ -187,6 +221,7 @@ impl World {
                 self.host.store.snapshots().expect("readable").len(),
                 std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),
             ),
+            imports: std::fs::read_dir(self.host.data.imports()).expect("listed").count(),
         }
     }
 

@@ -21,6 +21,12 @@ pub(crate) fn find() -> Result<PathBuf, String> {
         .ok_or_else(|| "HEARTH_TEST_KERNEL_DIR names no unpacked kernel package: `cargo xtask ci` sets it".into())
 }
 
+/// What guests without a kernel need.
+pub(crate) fn kvm() -> Result<(), String> {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    opened.map(drop).map_err(|error| format!("/dev/kvm cannot be opened: {error}"))
+}
+
 fn vmm(backend: &Backend) -> Result<(), String> {
     match backend {
         Backend::Qemu if !works(Command::new("qemu-system-x86_64").arg("--version")) => {

@@ -7,7 +7,7 @@
 //! snapshots are removed, and on warnings and errors in the daemon's log that it did not expect.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,13 +32,14 @@ pub struct Setup {
     pub(crate) disk: Option<(FileSystem, u64)>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) expected: Vec<String>,
+    bare: bool,
     limit: Duration,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("hearth-e2e-").tempdir().expect("a temporary directory");
-        Self { dir, env: Vec::new(), disk: None, kernel: None, expected: Vec::new(), limit: LIMIT }
+        Self { dir, env: Vec::new(), disk: None, kernel: None, expected: Vec::new(), bare: false, limit: LIMIT }
     }
 }
 
@@ -54,6 +55,14 @@ impl Setup {
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.into(), value.into()));
         self
+    }
+
+    /// With this program for Firecracker, and guests that need neither a kernel nor an image: they
+    /// run on any KVM that opens.
+    #[must_use]
+    pub fn without_a_kernel(mut self, firecracker: &Path) -> Self {
+        self.bare = true;
+        self.env("HEARTH_FIRECRACKER_PATH", &firecracker.display().to_string()).env("HEARTH_FIRECRACKER_KVM", "trust")
     }
 
     /// With a data directory on a disk of that size, where clones are copies.
@@ -117,7 +126,8 @@ impl Setup {
     /// If it fails.
     pub fn story(self, tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
         let disk = self.disk.map_or(Ok(()), |(kind, _)| needs::small_disk(kind));
-        let kernel = match disk.and_then(|()| needs::find()) {
+        let needed = if self.bare { needs::kvm().map(|()| self.dir.path().join("kernel")) } else { needs::find() };
+        let kernel = match disk.and(needed) {
             Ok(kernel) => kernel,
             Err(missing) => {
                 assert!(std::env::var_os("HEARTH_TEST_MUST_RUN").is_none(), "cannot run here: {missing}");

@@ -54,6 +54,7 @@ impl Denied {
                 (InstanceState::Stopped, Op::Standby | Op::Restore) => "start it first".into(),
                 (InstanceState::Running, Op::Restore | Op::Revert) => "bring it to standby or stop it first".into(),
                 (_, Op::Create | Op::Fork) => "these make a new instance".into(),
+                (_, Op::Import) => "it makes a snapshot, and needs no instance".into(),
                 (_, op) => format!("{op} is not possible from here"),
             },
         }
@@ -79,6 +80,8 @@ pub fn admit(phase: &Phase, op: Op) -> Result<Admitted, Denied> {
     match (state, op) {
         // The two that make a new instance find it reserved for them and never resting.
         (_, Op::Create | Op::Fork) => denied(),
+        // Of no instance.
+        (_, Op::Import) => denied(),
 
         (Stopped | Running | Standby { .. } | Failed { .. }, Op::Delete) => run,
 
@@ -133,8 +136,8 @@ mod tests {
             })
         });
         let rows: Vec<String> = table.iter().map(|row| row.iter().collect()).collect();
-        //                create fork start stop standby restore snapshot revert delete
-        assert_eq!(rows, ["✗✗●–✗✗●●●", "✗✗–●●–●✗●", "✗✗✗●–●●●●", "✗✗✗✗✗✗✗✗●"]);
+        //                create fork import start stop standby restore snapshot revert delete
+        assert_eq!(rows, ["✗✗✗●–✗✗●●●", "✗✗✗–●●–●✗●", "✗✗✗✗●–●●●●", "✗✗✗✗✗✗✗✗✗●"]);
     }
 
     #[test]
@@ -155,7 +158,7 @@ mod tests {
     proptest! {
         /// Whatever is denied for its state says which state that is, and what to do.
         #[test]
-        fn denials_explain_themselves(state in 0_usize..4, op in 0_usize..9) {
+        fn denials_explain_themselves(state in 0_usize..4, op in 0_usize..10) {
             let state = states()[state].clone();
             if let Err(denied) = admit(&Phase::Resting(state.clone()), Op::ALL[op]) {
                 prop_assert!(denied.to_string().contains(state.name()));

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod error;
+pub mod foreign;
 pub mod id;
 pub mod image_ref;
 pub mod load;

@@ -39,21 +39,30 @@ pub struct DrivePatch {
     pub path: String,
 }
 
-/// At least one [`DrivePatch`].
+/// What of a state is replaced before its guest runs: at least one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DrivePatches(Vec<DrivePatch>);
+pub struct Replacements {
+    drives: Vec<DrivePatch>,
+    vsock: bool,
+}
 
-impl DrivePatches {
-    /// `None` of an empty list: then there is nothing to replace, and no reason to wait.
+impl Replacements {
+    /// `None` of nothing: then there is no reason to wait. `vsock`: whether the state has one.
     #[must_use]
-    pub fn new(patches: Vec<DrivePatch>) -> Option<Self> {
-        (!patches.is_empty()).then_some(Self(patches))
+    pub fn new(drives: Vec<DrivePatch>, vsock: bool) -> Option<Self> {
+        (vsock || !drives.is_empty()).then_some(Self { drives, vsock })
     }
 
-    /// The patches, in the order in which they are made.
+    /// The drives, in the order in which they are replaced.
     #[must_use]
-    pub fn as_slice(&self) -> &[DrivePatch] {
-        &self.0
+    pub fn drives(&self) -> &[DrivePatch] {
+        &self.drives
+    }
+
+    /// Whether there is a vsock, whose socket is the instance's own.
+    #[must_use]
+    pub const fn vsock(&self) -> bool {
+        self.vsock
     }
 }
 
@@ -66,7 +75,7 @@ pub enum LoadPlan {
     /// Loaded paused, then resumed: the hatch is closed, or the VMM cannot do better.
     LoadResume,
     /// Loaded paused, its drives replaced by its own, then resumed.
-    LoadPatchResume(DrivePatches),
+    LoadPatchResume(Replacements),
 }
 
 impl LoadPlan {
@@ -87,12 +96,13 @@ impl fmt::Display for LoadPlan {
     }
 }
 
-/// Decides. `can_resume_in_load`: of the VMM. `foreign`: the drives that the state names by paths
-/// which are not the instance's own.
+/// Decides. `can_resume_in_load`: of the VMM. `foreign`: what the state names that is not the
+/// instance's own. A state that was saved here names nothing else, also of a guest that came from
+/// elsewhere.
 #[must_use]
-pub fn load_plan(can_resume_in_load: bool, hatch: ResumeOnLoad, foreign: Vec<DrivePatch>) -> LoadPlan {
-    match (DrivePatches::new(foreign), hatch, can_resume_in_load) {
-        (Some(patches), ResumeOnLoad::On | ResumeOnLoad::Off, _) => LoadPlan::LoadPatchResume(patches),
+pub fn load_plan(can_resume_in_load: bool, hatch: ResumeOnLoad, foreign: Option<Replacements>) -> LoadPlan {
+    match (foreign, hatch, can_resume_in_load) {
+        (Some(foreign), ResumeOnLoad::On | ResumeOnLoad::Off, _) => LoadPlan::LoadPatchResume(foreign),
         (None, ResumeOnLoad::On, true) => LoadPlan::ResumeOnLoad,
         (None, ResumeOnLoad::Off, _) | (None, ResumeOnLoad::On, false) => LoadPlan::LoadResume,
     }
@@ -117,18 +127,21 @@ mod tests {
         let patch = DrivePatch { id: "rootfs".into(), path: "disks/rootfs".into() };
         for can in [true, false] {
             for hatch in [ResumeOnLoad::On, ResumeOnLoad::Off] {
-                let plan = load_plan(can, hatch, vec![patch.clone()]);
-                let LoadPlan::LoadPatchResume(patches) = plan else { panic!("{can} {hatch:?}: {plan}") };
-                assert_eq!(patches.as_slice(), [patch.clone()]);
+                for foreign in [(vec![patch.clone()], true), (vec![patch.clone()], false), (vec![], true)] {
+                    let foreign = Replacements::new(foreign.0, foreign.1);
+                    let plan = load_plan(can, hatch, foreign.clone());
+                    let LoadPlan::LoadPatchResume(planned) = plan else { panic!("{can} {hatch:?}: {plan}") };
+                    assert_eq!(Some(planned), foreign);
+                }
             }
         }
     }
 
     #[test]
     fn a_guest_whose_files_are_in_place_resumes_inside_the_load_unless_the_hatch_is_closed() {
-        assert_eq!(load_plan(true, ResumeOnLoad::On, vec![]), LoadPlan::ResumeOnLoad);
-        assert_eq!(load_plan(true, ResumeOnLoad::Off, vec![]), LoadPlan::LoadResume);
-        assert_eq!(load_plan(false, ResumeOnLoad::On, vec![]), LoadPlan::LoadResume);
-        assert_eq!(load_plan(false, ResumeOnLoad::Off, vec![]), LoadPlan::LoadResume);
+        assert_eq!(load_plan(true, ResumeOnLoad::On, None), LoadPlan::ResumeOnLoad);
+        assert_eq!(load_plan(true, ResumeOnLoad::Off, None), LoadPlan::LoadResume);
+        assert_eq!(load_plan(false, ResumeOnLoad::On, None), LoadPlan::LoadResume);
+        assert_eq!(load_plan(false, ResumeOnLoad::Off, None), LoadPlan::LoadResume);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::foreign::ForeignDevices;
 use crate::image_ref::ImageRef;
 use crate::name::InstanceName;
 use crate::runtime::Backend;
@@ -37,6 +38,41 @@ pub struct InstanceSpec {
     pub env: BTreeMap<String, String>,
     /// What runs in the guest.
     pub program: Program,
+    /// The devices of a guest that was imported with its state. It has no image, and cannot boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<ForeignDevices>,
+}
+
+/// The image's root file system, as seen from an instance's directory and in its bundles.
+pub const ROOTFS: &str = "disks/rootfs";
+/// The writable layer, as seen from there.
+pub const OVERLAY: &str = "disks/overlay.img";
+
+/// A disk of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Where it is, relative to the directory of an instance or of a bundle.
+    pub path: String,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+}
+
+impl InstanceSpec {
+    /// Its disks: those of every instance here, or those that it came with.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Disk> {
+        disks(self.foreign.as_ref())
+    }
+}
+
+/// The disks of a guest with these devices; without any, of one that was made here.
+#[must_use]
+pub fn disks(foreign: Option<&ForeignDevices>) -> Vec<Disk> {
+    let disk = |path: String, read_only| Disk { path, read_only };
+    match foreign {
+        Some(foreign) => foreign.drives.iter().map(|drive| disk(drive.id.path(), drive.read_only)).collect(),
+        None => vec![disk(ROOTFS.into(), true), disk(OVERLAY.into(), false)],
+    }
 }
 
 /// What a specification means that was stored before there were guests without an agent.
@@ -47,7 +83,7 @@ const fn with_agent() -> bool {
 /// The guest's program: the image's configuration with the request's changes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Program {
-    /// Command and arguments; never empty.
+    /// Command and arguments; empty only of an imported guest, which runs something already.
     pub argv: Vec<String>,
     /// All its variables, as `KEY=value`.
     pub env: Vec<String>,

@@ -54,6 +54,8 @@ pub enum Op {
     Create,
     /// Make it from a snapshot.
     Fork,
+    /// Take over a guest that was saved elsewhere, as a snapshot.
+    Import,
     /// Boot it.
     Start,
     /// End it; memory is lost.
@@ -72,9 +74,10 @@ pub enum Op {
 
 impl Op {
     /// Every operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Create,
         Self::Fork,
+        Self::Import,
         Self::Start,
         Self::Stop,
         Self::Standby,
@@ -90,6 +93,7 @@ impl Op {
         match self {
             Self::Create => "create",
             Self::Fork => "fork",
+            Self::Import => "import",
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Standby => "standby",

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::faults::Faults;
-use crate::machine::{Devices, Setup, Vm, open_disk};
+use crate::machine::{Devices, Disks, Setup, Vm, open_disk};
 use crate::memory::Memory;
 use crate::request::{LoadSnapshot, MemBackendType};
 use crate::running::{Guest, Shared};
@@ -34,11 +34,11 @@ fn restore(params: &LoadSnapshot, setup: &mut Setup, faults: &Arc<Faults>) -> Re
         of_build(&format!("Failed to restore devices: Error creating DeviceManager: Error with EventFd: {error}"))
     })?;
     let of_devices = |why: String| of_build(&format!("Failed to restore devices: Error restoring MMIO devices: {why}"));
-    let mut disks = Vec::new();
+    let mut disks = Disks::new();
     for drive in &state.devices.drives {
         let path = drive.path_on_host.as_deref().unwrap_or_default();
         let disk = open_disk(path, drive.is_read_only.unwrap_or_default());
-        disks.push(disk.map_err(|why| of_devices(format!("Block: {why}")))?);
+        disks.insert(drive.drive_id.clone(), disk.map_err(|why| of_devices(format!("Block: {why}")))?);
     }
     let guest = Guest::restore(&state.vcpu, &memory).map_err(|error| of_devices(error.to_string()))?;
     let mut door = None;

@@ -8,6 +8,7 @@
 //!
 //! A refusal has status 400 and Firecracker's text. Only a load that fails takes the process along.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::net::UnixListener as Bound;
@@ -132,6 +133,9 @@ enum Phase {
     Built(Vm),
 }
 
+/// The drives' open files, by id.
+pub(crate) type Disks = BTreeMap<String, File>;
+
 /// What was said before the start.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -139,7 +143,7 @@ pub(crate) struct Setup {
     kernel: Option<File>,
     /// Held open from when they are named, as Firecracker does: who removes a file later has not
     /// taken it away.
-    disks: Vec<File>,
+    disks: Disks,
     door: Option<Bound>,
     pub(crate) serial: Option<PathBuf>,
     /// Something that a load would have to take back was said.
@@ -154,7 +158,7 @@ pub(crate) struct Vm {
     pub(crate) memory: Shared,
     pub(crate) serial: Serial,
     pub(crate) door: Option<Door>,
-    pub(crate) disks: Vec<File>,
+    pub(crate) disks: Disks,
     /// While it runs.
     pub(crate) running: Option<JoinHandle<()>>,
     /// Whether the guest, once it runs, finds that its vsock was reset.
@@ -180,7 +184,7 @@ impl Machine {
             vsock: None,
             entropy: None,
         };
-        let setup = Setup { devices, kernel: None, disks: Vec::new(), door: None, serial: None, boots: false };
+        let setup = Setup { devices, kernel: None, disks: Disks::new(), door: None, serial: None, boots: false };
         Self { id, faults, exit, phase: Phase::Preboot(setup) }
     }
 
@@ -336,7 +340,7 @@ impl Setup {
         let read_only = drive.is_read_only.unwrap_or_default();
         let disk = open_disk(path, read_only)
             .map_err(|why| format!("Drive config error: Unable to create the virtio block device: {why}"))?;
-        self.disks.push(disk);
+        self.disks.insert(drive.drive_id.clone(), disk);
         drive.is_read_only = Some(read_only);
         drive.io_engine = Some(drive.io_engine.unwrap_or(IoEngine::Sync));
         match at {
@@ -437,7 +441,9 @@ impl Vm {
         match update.path_on_host {
             Some(path) => {
                 let disk = open_disk(&path, drive.is_read_only.unwrap_or_default());
-                self.disks.push(disk.map_err(|why| refused(&format!("Block: {why}")))?);
+                let disk = disk.map_err(|why| refused(&format!("Block: {why}")))?;
+                // The one that it had is closed.
+                self.disks.insert(update.drive_id, disk);
                 drive.path_on_host = Some(path);
             }
             None if update.rate_limiter.is_none() => {

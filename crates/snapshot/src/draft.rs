@@ -59,7 +59,7 @@ pub enum DraftError {
         /// The id.
         id: SnapshotId,
         /// The file.
-        file: &'static str,
+        file: String,
     },
     /// The manifest could not be written as JSON: a bug.
     #[error("encode the manifest of snapshot {id}")]
@@ -150,7 +150,7 @@ pub fn publish(draft: Draft, manifest: Manifest) -> Result<Bundle, DraftError> {
         format: FORMAT,
         id: id.clone(),
         boot_id: boot_id(),
-        files: measure(&id, &dir, manifest.kind.files())?,
+        files: measure(&id, &dir, manifest.files())?,
         ..manifest
     };
     let mut json =
@@ -169,18 +169,18 @@ pub fn publish(draft: Draft, manifest: Manifest) -> Result<Bundle, DraftError> {
     }
 }
 
-fn measure(id: &SnapshotId, dir: &Path, files: &[&'static str]) -> Result<Vec<FileEntry>, DraftError> {
-    let entry = |file: &&'static str| {
-        let path = dir.join(file);
+fn measure(id: &SnapshotId, dir: &Path, files: Vec<String>) -> Result<Vec<FileEntry>, DraftError> {
+    let entry = |file: String| {
+        let path = dir.join(&file);
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => {
-                Ok(FileEntry { name: (*file).to_owned(), bytes: meta.len(), allocated_bytes: meta.blocks() * 512 })
+                Ok(FileEntry { name: file, bytes: meta.len(), allocated_bytes: meta.blocks() * 512 })
             }
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("measure", &path)(source)),
             _ => Err(DraftError::Unwritten { id: id.clone(), file }),
         }
     };
-    files.iter().map(entry).collect()
+    files.into_iter().map(entry).collect()
 }
 
 /// A new file that its owner alone may read: guest memory holds secrets, and so may what lists it.

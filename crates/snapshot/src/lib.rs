@@ -7,6 +7,7 @@
 //!     memory                 guest RAM, sparse        (kind standby)
 //!     disks/rootfs           the image's file         (a hard link)
 //!     disks/overlay.img      the writable layer at that moment
+//!     disks/<id>             in place of both, each drive of a guest that was imported
 //!     settled.json           checksums; there once all of it has reached the disk
 //! snapshots/.draft-<id>/     being written: nobody reads it
 //! snapshots/.trash-<id>/     being deleted
@@ -49,9 +50,9 @@ pub const MEMORY: &str = "memory";
 /// The directory of the disks.
 pub const DISKS: &str = "disks";
 /// The image's root file system.
-pub const ROOTFS: &str = "disks/rootfs";
+pub const ROOTFS: &str = hearth_model::spec::ROOTFS;
 /// The writable layer.
-pub const OVERLAY: &str = "disks/overlay.img";
+pub const OVERLAY: &str = hearth_model::spec::OVERLAY;
 /// Checksums, written when the bundle has reached the disk.
 pub const SETTLED: &str = "settled.json";
 

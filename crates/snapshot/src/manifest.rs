@@ -3,13 +3,18 @@
 //! Its format has a number. A later number is refused, an older one is read for ever:
 //! `tests/golden/` keeps one manifest of each.
 
+use hearth_model::foreign::ForeignState;
+use hearth_model::spec::Disk;
 use hearth_model::{Accel, Backend, InstanceId, InstanceSpec, MemMib, SnapshotId};
 
 use crate::compatible::CpuFingerprint;
-use crate::{MEMORY, OVERLAY, ROOTFS, VMSTATE};
+use crate::{MEMORY, ROOTFS, VMSTATE};
 
 /// The format that this code writes, and the latest that it reads.
-pub const FORMAT: u32 = 1;
+///
+/// 1: every bundle has the disks of a guest that was made here. 2: a bundle has the disks that its
+/// specification names, and may hold a state that was saved elsewhere (`foreign`).
+pub const FORMAT: u32 = 2;
 
 /// What a bundle holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -19,17 +24,6 @@ pub enum BundleKind {
     Standby,
     /// Disks only: what is made of it boots.
     Stopped,
-}
-
-impl BundleKind {
-    /// The files that a bundle of this kind has, no more and no less.
-    #[must_use]
-    pub const fn files(self) -> &'static [&'static str] {
-        match self {
-            Self::Standby => &[VMSTATE, MEMORY, ROOTFS, OVERLAY],
-            Self::Stopped => &[ROOTFS, OVERLAY],
-        }
-    }
 }
 
 /// What is known of a bundle. Who publishes fills in all but `format`, `boot_id` and `files`,
@@ -68,6 +62,10 @@ pub struct Manifest {
     pub image_digest: String,
     /// The instance's specification at the time.
     pub spec: InstanceSpec,
+    /// What the state names, if it was saved elsewhere and not again since. Never resumed before
+    /// that is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<ForeignState>,
     /// The bundle whose memory this one's was made from, for people: nothing needs that bundle.
     pub base: Option<SnapshotId>,
     /// The host's boot in which it was published.
@@ -88,10 +86,27 @@ pub struct FileEntry {
 }
 
 impl Manifest {
+    /// The files that the bundle has, no more and no less, by their paths in it.
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        let state: &[&str] = match self.kind {
+            BundleKind::Standby => &[VMSTATE, MEMORY],
+            BundleKind::Stopped => &[],
+        };
+        state.iter().map(|&file| file.to_owned()).chain(self.disks().into_iter().map(|disk| disk.path)).collect()
+    }
+
+    /// The disks among them.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Disk> {
+        self.spec.disks()
+    }
+
     /// Bytes that the bundle took on disk when it was published: all but the root file system,
     /// which is the image's.
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
-        self.files.iter().filter(|file| file.name != ROOTFS).map(|file| file.allocated_bytes).sum()
+        let of_an_image = self.spec.foreign.is_none();
+        self.files.iter().filter(|file| !(of_an_image && file.name == ROOTFS)).map(|file| file.allocated_bytes).sum()
     }
 }

@@ -161,8 +161,13 @@ pub fn open(snapshots: &Path, id: &SnapshotId) -> Result<Bundle, OpenError> {
     if manifest.id != *id {
         return Err(damaged(MANIFEST, format!("is that of snapshot {}", manifest.id)));
     }
-    // Only names of ours are ever joined to a path.
-    for file in manifest.kind.files() {
+    if let Some(foreign) = &manifest.foreign
+        && manifest.spec.foreign.as_ref() != Some(&foreign.devices())
+    {
+        return Err(damaged(MANIFEST, "names other drives than its specification".into()));
+    }
+    // Only names of ours, and ids of drives that were checked, are ever joined to a path.
+    for file in &manifest.files() {
         let Some(entry) = manifest.files.iter().find(|entry| entry.name == *file) else {
             return Err(damaged(MANIFEST, format!("does not list {file}")));
         };

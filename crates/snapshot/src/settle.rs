@@ -128,11 +128,11 @@ pub fn settle(bundle: &Bundle) -> Result<Settled, SettleError> {
     };
     let mut files = BTreeMap::new();
     for name in summed(bundle) {
-        let path = bundle.dir().join(name);
+        let path = bundle.dir().join(&name);
         let file = File::open(&path).map_err(failed("open", &path))?;
         file.sync_all().map_err(failed("write to disk", &path))?;
-        let sum = sum_once(name, &file).map_err(failed("sum up", &path))?;
-        files.insert(name.to_owned(), sum);
+        let sum = sum_once(&name, &file).map_err(failed("sum up", &path))?;
+        files.insert(name, sum);
     }
     let settled = Settled { files };
     let mut json =
@@ -168,19 +168,19 @@ pub fn verify(bundle: &Bundle) -> Result<(), VerifyError> {
         Err(source) => return Err(VerifyError::Io { path, source }),
     };
     for name in summed(bundle) {
-        let path = bundle.dir().join(name);
+        let path = bundle.dir().join(&name);
         let now =
-            File::open(&path).and_then(|file| sum(name, &file)).map_err(|source| VerifyError::Io { path, source })?;
-        let differs = settled.files.get(name).map_or(Some(0), |then| then.first_difference(&now));
+            File::open(&path).and_then(|file| sum(&name, &file)).map_err(|source| VerifyError::Io { path, source })?;
+        let differs = settled.files.get(&name).map_or(Some(0), |then| then.first_difference(&now));
         if let Some(at) = differs {
-            return Err(VerifyError::Changed { id: id.clone(), file: name.to_owned(), at });
+            return Err(VerifyError::Changed { id: id.clone(), file: name, at });
         }
     }
     Ok(())
 }
 
-fn summed(bundle: &Bundle) -> impl Iterator<Item = &'static str> {
-    std::iter::once(MANIFEST).chain(bundle.manifest().kind.files().iter().copied())
+fn summed(bundle: &Bundle) -> impl Iterator<Item = String> {
+    std::iter::once(MANIFEST.to_owned()).chain(bundle.manifest().files())
 }
 
 fn sum(name: &str, file: &File) -> io::Result<Sum> {

@@ -184,10 +184,10 @@ fn a_damaged_manifest_is_named() {
 fn a_bundle_from_the_future_is_refused_whatever_else_it_says() {
     let dir = tempfile::tempdir().expect("a directory");
     let bundle = sample::bundle(dir.path(), 1);
-    fs::write(bundle.dir().join(MANIFEST), r#"{"format": 2, "shape": "new"}"#).expect("writes");
+    fs::write(bundle.dir().join(MANIFEST), r#"{"format": 3, "shape": "new"}"#).expect("writes");
     let error = open(dir.path(), &sample::id(1)).expect_err("of a later version");
     assert_eq!(error.kind(), ErrorKind::Incompatible);
-    assert!(error.to_string().contains("has format 2, and this version reads up to 1"), "{error}");
+    assert!(error.to_string().contains("has format 3, and this version reads up to 2"), "{error}");
 }
 
 #[test]

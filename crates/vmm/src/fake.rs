@@ -13,6 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use hearth_model::foreign::{Described, DescribedDrive};
 use hearth_model::{Backend, LoadPlan};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -22,8 +23,8 @@ use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
 use crate::process::{Ended, Exit};
 use crate::socket;
 use crate::spec::{
-    AGENT_SOCKET, API_SOCKET, LaunchSpec, MEMORY, OVERLAY, PageCount, QMP_SOCKET, ROOTFS, Ram, RunState, SERIAL_LOG,
-    SaveMemory, Saved, SavedState, Seat, StateFormat, VMM_LOG, VSOCK_SOCKET, device_set,
+    AGENT_SOCKET, API_SOCKET, LaunchSpec, MEMORY, PageCount, QMP_SOCKET, Ram, RunState, SERIAL_LOG, SaveMemory, Saved,
+    SavedState, Seat, StateFormat, VMM_LOG, VSOCK_SOCKET, device_set,
 };
 use crate::vmm::{Loaded, Vmm};
 
@@ -171,7 +172,15 @@ impl FakeHost {
             if found != wanted {
                 return Err(LaunchError::MemorySize { path, found, wanted });
             }
-            if fs::read_to_string(&vmstate).ok() != Some(device_set(&spec.machine)) {
+            let state = fs::read_to_string(&vmstate).ok();
+            let theirs = state.as_deref().and_then(parse_foreign);
+            // What it names is opened, replaced or not.
+            for path in theirs.iter().flat_map(|state| &state.drives).filter_map(|drive| drive.path.as_ref()) {
+                open("drive", &spec.dir.join(path))?;
+            }
+            let replaced = matches!(plan, LoadPlan::LoadPatchResume(_));
+            let fits = if replaced { theirs.is_some() } else { state == Some(device_set(&spec.machine)) };
+            if !fits {
                 let log_tail = "saved for another machine, or damaged".to_owned();
                 return Err(LaunchError::Unloadable {
                     vmstate,
@@ -186,6 +195,19 @@ impl FakeHost {
                 return Ok(Loaded::Resumed(Vmm::Fake(vmm)));
             }
             self.launch(spec, ram, mapped, RunState::Paused).map(|vmm| Loaded::Paused(Vmm::Fake(vmm)))
+        })
+    }
+
+    /// What a state names: what a test wrote into it with [`foreign_state`].
+    pub(crate) fn inspect(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Described, LaunchError> {
+        self.call(LaunchError::Demanded, || {
+            let vmstate = spec.dir.join(&from.vmstate);
+            open("saved state", &vmstate)?;
+            open("saved memory", &spec.dir.join(&from.memory))?;
+            fs::read_to_string(&vmstate).ok().as_deref().and_then(parse_foreign).ok_or_else(|| {
+                let answer = "CRC64 validation failed".to_owned();
+                LaunchError::Refused { vmstate, answer, exit: None }
+            })
         })
     }
 
@@ -211,8 +233,8 @@ impl FakeHost {
         mapped: Option<MappedFrom>,
         run_state: RunState,
     ) -> Result<Fake, LaunchError> {
-        for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
-            open(what, &spec.dir.join(name))?;
+        for disk in hearth_model::spec::disks(spec.machine.foreign.as_ref()) {
+            open("disk", &spec.dir.join(disk.path))?;
         }
         let make = |what, name: &str| {
             let path = spec.dir.join(name);
@@ -411,6 +433,30 @@ impl Fake {
             }
         })
     }
+}
+
+/// A state that was saved elsewhere, of a guest with a vsock and these drives: id, path, read-only.
+#[must_use]
+pub fn foreign_state(vcpus: u64, memory_mib: u64, drives: &[(&str, &Path, bool)]) -> String {
+    let mut text = format!("foreign {vcpus} {memory_mib}\n");
+    for (id, path, read_only) in drives {
+        text += &format!("{id} {read_only} {}\n", path.display());
+    }
+    text
+}
+
+fn parse_foreign(text: &str) -> Option<Described> {
+    let mut lines = text.lines();
+    let mut head = lines.next()?.strip_prefix("foreign ")?.split(' ');
+    let mut number = || head.next()?.parse().ok();
+    let (vcpus, memory_mib) = (number()?, number()?);
+    let drive = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (id, read_only, path) = (words.next()?.to_owned(), words.next()?.parse().ok()?, words.next()?.to_owned());
+        Some(DescribedDrive { id, path: Some(path), read_only })
+    };
+    let drives = lines.map(drive).collect::<Option<Vec<_>>>()?;
+    Some(Described { vcpus, memory_mib, drives, vsock: true, ..Described::default() })
 }
 
 fn open(what: &'static str, path: &PathBuf) -> Result<File, LaunchError> {

@@ -57,6 +57,9 @@ pub enum LaunchError {
     /// The VMM refused a command, or did not answer.
     #[error("set up the VMM")]
     Control(#[source] ControlError),
+    /// The VMM that was asked what a state names could not be ended.
+    #[error("end the VMM that read the saved state")]
+    Lingers(#[source] KillError),
     /// Made to fail by a test's fake.
     #[cfg(feature = "fake")]
     #[error("launch, as a test demanded")]
@@ -74,6 +77,7 @@ impl Kind for LaunchError {
             }
             Self::Died { .. } => ErrorKind::VmmFailed,
             Self::Control(source) => source.kind(),
+            Self::Lingers(source) => source.kind(),
             #[cfg(feature = "fake")]
             Self::Demanded => ErrorKind::VmmFailed,
         }

@@ -10,6 +10,7 @@
 //! ```
 
 mod control;
+pub(crate) mod inspect;
 pub(crate) mod launch;
 mod load;
 pub(crate) mod probe;

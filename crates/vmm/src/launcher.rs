@@ -9,6 +9,7 @@
 
 use std::path::Path;
 
+use hearth_model::foreign::Described;
 use hearth_model::{Backend, LoadPlan};
 
 use crate::ending::{kill_in, remove_sockets};
@@ -52,7 +53,7 @@ enum Waiting {
     Firecracker(Box<firecracker::Loading>),
     Qemu(Box<qemu::Loading>),
     #[cfg(feature = "fake")]
-    Fake(FakeHost, LaunchSpec, SavedState),
+    Fake(FakeHost, Box<LaunchSpec>, SavedState),
 }
 
 impl Launcher {
@@ -66,7 +67,7 @@ impl Launcher {
         match self {
             Self::Real => match spec.machine.backend {
                 Backend::Firecracker => Ok(Vmm::Firecracker(Box::pin(firecracker::boot(spec)).await?)),
-                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(qemu::boot(spec).await?)),
+                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(Box::pin(qemu::boot(spec)).await?)),
             },
             #[cfg(feature = "fake")]
             Self::Fake(host) => host.boot(spec).map(Vmm::Fake),
@@ -96,6 +97,24 @@ impl Launcher {
     /// As those.
     pub async fn load(&self, spec: &LaunchSpec, from: &SavedState, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
         self.start(spec).await?.ready(from).await?.load(plan).await
+    }
+
+    /// What a state names that was saved elsewhere: asked of a VMM that has loaded it and is ended
+    /// again. The guest never runs. Of `spec`, the directory and the program count, not the machine.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; the backend cannot tell. No process and no socket is left then.
+    pub async fn inspect(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Described, LaunchError> {
+        match self {
+            Self::Real => match spec.machine.backend {
+                Backend::Firecracker => Box::pin(firecracker::inspect::inspect(spec, from)).await,
+                backend @ (Backend::QemuMicrovm | Backend::Qemu) => {
+                    Err(LaunchError::WrongFormat { vmstate: from.vmstate.clone(), format: from.format, backend })
+                }
+            },
+            #[cfg(feature = "fake")]
+            Self::Fake(host) => host.inspect(spec, from),
+        }
     }
 
     /// Finds a VMM again.
@@ -145,12 +164,11 @@ impl Started {
     pub async fn ready(self, from: &SavedState) -> Result<Ready, LaunchError> {
         match self.0 {
             Begun::Firecracker(started) => {
-                let loading = Box::pin(firecracker::prepare(started, from)).await?;
-                Ok(Ready(Waiting::Firecracker(Box::new(loading))))
+                Ok(Ready(Waiting::Firecracker(Box::new(Box::pin(firecracker::prepare(started, from)).await?))))
             }
-            Begun::Qemu(spec) => Ok(Ready(Waiting::Qemu(Box::new(qemu::prepare(&spec, from).await?)))),
+            Begun::Qemu(spec) => Ok(Ready(Waiting::Qemu(Box::new(Box::pin(qemu::prepare(&spec, from)).await?)))),
             #[cfg(feature = "fake")]
-            Begun::Fake(host, spec) => Ok(Ready(Waiting::Fake(host, spec, from.clone()))),
+            Begun::Fake(host, spec) => Ok(Ready(Waiting::Fake(host, Box::new(spec), from.clone()))),
         }
     }
 }

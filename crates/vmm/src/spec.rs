@@ -4,12 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
+use hearth_model::foreign::ForeignDevices;
 use hearth_model::{Accel, Backend, MemMib};
 
 /// The read-only root file system: a raw disk, or a link to one. Made by the caller.
-pub const ROOTFS: &str = "disks/rootfs";
+pub const ROOTFS: &str = hearth_model::spec::ROOTFS;
 /// The writable layer: a raw disk. Made by the caller.
-pub const OVERLAY: &str = "disks/overlay.img";
+pub const OVERLAY: &str = hearth_model::spec::OVERLAY;
 /// Guest RAM of a booted QEMU instance, made by [`crate::Launcher::boot`]: sparse, as large as the
 /// memory.
 pub const MEMORY: &str = "memory";
@@ -33,6 +34,9 @@ pub const VSOCK_SOCKET: &str = "vsock.sock";
 /// Every socket that a VMM may leave in its directory.
 pub const SOCKETS: [&str; 4] = [QMP_SOCKET, AGENT_SOCKET, API_SOCKET, VSOCK_SOCKET];
 
+/// What a VMM makes in its directory.
+pub const MADE: [&str; 7] = [SERIAL_LOG, VMM_LOG, VMM_ERRORS, QMP_SOCKET, AGENT_SOCKET, API_SOCKET, VSOCK_SOCKET];
+
 /// The machine a guest sees, and what it boots.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Machine {
@@ -50,6 +54,9 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// Whether there is a network card.
     pub network: bool,
+    /// The devices of a guest that was made elsewhere, in place of those of ours. Such a machine is
+    /// only ever loaded.
+    pub foreign: Option<ForeignDevices>,
 }
 
 /// Where a VMM is launched, and as what.
@@ -194,7 +201,7 @@ pub struct Seat {
 /// from: the manifest records it, and it changes whenever a launch's devices do.
 #[must_use]
 pub fn device_set(machine: &Machine) -> String {
-    let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network } = machine;
+    let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network, foreign } = machine;
     let net = if *network { "+net" } else { "" };
     // QEMU's devices changed once; Firecracker's are the first.
     let (version, channel) = match backend {
@@ -202,5 +209,11 @@ pub fn device_set(machine: &Machine) -> String {
         Backend::QemuMicrovm | Backend::Qemu => (2, "agent"),
     };
     let (accel, mib) = (accel.as_str(), memory.mib());
+    if let Some(ForeignDevices { drives, vsock }) = foreign {
+        let drive = |read_only| if read_only { "ro" } else { "rw" };
+        let drives: Vec<String> = drives.iter().map(|d| format!("{}:{}", d.id, drive(d.read_only))).collect();
+        let vsock = if *vsock { "+vsock" } else { "" };
+        return format!("{backend}-foreign-1/{accel}/{vcpus}cpu/{mib}MiB/drives({}){vsock}{net}", drives.join(","));
+    }
     format!("{backend}-{version}/{accel}/{vcpus}cpu/{mib}MiB/serial+rootfs+overlay+{channel}+rng{net}")
 }

@@ -13,7 +13,7 @@ use crate::instances::{
     InstanceStats, ListInstances, PathInfo, StatQuery, WaitQuery, Waited,
 };
 use crate::resources::Resources;
-use crate::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot};
+use crate::snapshots::{CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot};
 use crate::timeline::{Timeline, TimelineQuery};
 
 /// Where the body is left out.
@@ -146,6 +146,11 @@ impl Client {
     /// Saves an instance; it goes on.
     pub async fn create_snapshot(&self, id: &str, request: &CreateSnapshot) -> Result<Snapshot, ClientError> {
         self.post(&instance(id, "/snapshots"), Some(request)).await
+    }
+
+    /// Makes a snapshot of a guest that plain Firecracker saved on the server.
+    pub async fn import_snapshot(&self, request: &ImportSnapshot) -> Result<Snapshot, ClientError> {
+        self.post("/snapshots/import", Some(request)).await
     }
 
     /// Removes a snapshot.

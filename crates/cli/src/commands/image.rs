@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use hearth_api::images::{Image, ImportImage};
-use hearth_model::ErrorKind;
 
-use super::on_each;
+use super::{absolute, on_each};
 use crate::arguments::key_value;
 use crate::context::Context;
 use crate::error::CliError;
@@ -77,14 +76,7 @@ pub(crate) async fn image(context: &Context, command: Command) -> Result<(), Cli
 
 async fn import(context: &Context, arguments: Import) -> Result<(), CliError> {
     let Import { path, name, tags } = arguments;
-    // The daemon looks at it from its own working directory.
-    let absolute = std::fs::canonicalize(&path)
-        .or_else(|_| std::path::absolute(&path))
-        .map_err(|error| CliError::host(format!("look for {}", path.display()), &error))?;
-    let path = absolute
-        .into_os_string()
-        .into_string()
-        .map_err(|path| CliError::new(ErrorKind::Invalid, format!("the path {} is not UTF-8", path.display())))?;
+    let path = absolute(&path)?;
     let doing = format!("importing {path}");
     let request = ImportImage { path, name, tags: (!tags.is_empty()).then(|| tags.into_iter().collect()) };
     let client = context.client()?;

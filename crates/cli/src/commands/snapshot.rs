@@ -1,10 +1,14 @@
 //! `hearth snapshot`: save instances, and make others of what was saved.
 
+use std::path::PathBuf;
+
 use hearth_api::instances::InstanceState;
-use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_api::snapshots::{
+    CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind,
+};
 
 use super::fork::{Target, print};
-use super::on_each;
+use super::{absolute, on_each};
 use crate::arguments::key_value;
 use crate::context::Context;
 use crate::error::CliError;
@@ -23,8 +27,36 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Make new instances of a snapshot
     Fork(Fork),
+    /// Make a snapshot of a guest that plain Firecracker saved
+    ///
+    /// Takes a directory on the daemon's host with the state and the memory that Firecracker
+    /// wrote, and a copy of every drive that the state names. Nothing of it is changed. The drives
+    /// must stay where they are: Firecracker opens them at each fork before they are replaced.
+    Import(Import),
     /// Remove snapshots; instances made of them stay
     Rm(Rm),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Import {
+    /// The directory
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// What to call the snapshot
+    #[arg(long)]
+    name: String,
+    /// The state in it [default: the one file that begins as a state does]
+    #[arg(long, value_name = "FILE")]
+    vmstate: Option<String>,
+    /// The memory in it [default: the one file whose name or length says so]
+    #[arg(long, value_name = "FILE")]
+    memory: Option<String>,
+    /// Hearth's agent does not run in the guest: it is running when its vCPUs are
+    #[arg(long)]
+    no_agent: bool,
+    /// Tag to give it
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    tags: Vec<(String, String)>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -119,6 +151,7 @@ pub(crate) async fn snapshot(context: &Context, command: Command) -> Result<(), 
         }
         Command::Restore(arguments) => restore(context, arguments).await,
         Command::Fork(arguments) => fork(context, arguments).await,
+        Command::Import(arguments) => import(context, arguments).await,
         Command::Rm(arguments) => rm(context, &arguments.snapshots).await,
     }
 }
@@ -136,6 +169,22 @@ async fn create(context: &Context, arguments: Create) -> Result<(), CliError> {
     let request = CreateSnapshot { kind, name: arguments.name, tags };
     let doing = format!("saving {}", arguments.instance);
     let snapshot = context.output.while_waiting(&doing, client.create_snapshot(&arguments.instance, &request)).await?;
+    context.output.result(&snapshot, |snapshot| format!("{}\n", snapshot.id))
+}
+
+async fn import(context: &Context, arguments: Import) -> Result<(), CliError> {
+    let Import { dir, name, vmstate, memory, no_agent, tags } = arguments;
+    let request = ImportSnapshot {
+        path: absolute(&dir)?,
+        name,
+        vmstate,
+        memory,
+        agent: no_agent.then_some(false),
+        tags: (!tags.is_empty()).then(|| tags.into_iter().collect()),
+    };
+    let client = context.client()?;
+    let doing = format!("importing {}", request.path);
+    let snapshot = context.output.while_waiting(&doing, client.import_snapshot(&request)).await?;
     context.output.result(&snapshot, |snapshot| format!("{}\n", snapshot.id))
 }
 

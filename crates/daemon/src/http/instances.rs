@@ -197,6 +197,7 @@ fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Res
     })?;
     let backend = backend(defaults, request.hypervisor.as_deref())?;
     Ok(InstanceSpec {
+        foreign: None,
         name,
         backend,
         memory: match given(request.size.as_deref()) {

@@ -3,7 +3,7 @@
 use axum::http::{Method, StatusCode, Uri};
 use hearth_api::images::{CreateImage, ImportImage};
 use hearth_api::instances::{CreateInstance, ForkInstance, StandbyInstance, StartInstance, UpdateInstance};
-use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, RestoreSnapshot};
+use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ImportSnapshot, RestoreSnapshot};
 use hearth_api::unsupported::{self, Field};
 use hearth_model::ErrorKind;
 
@@ -32,6 +32,7 @@ fields! {
     ForkSnapshot => &[],
     CreateImage => unsupported::CREATE_IMAGE,
     ImportImage => &[],
+    ImportSnapshot => &[],
 }
 
 /// Hypeman's resources that are not here yet, by how their paths begin.

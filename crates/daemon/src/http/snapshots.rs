@@ -1,5 +1,6 @@
 //! `/snapshots` and `/instances/{id}/snapshots`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use hearth_api::ErrorBody;
 use hearth_api::instances::Instance;
-use hearth_api::snapshots::{CreateSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_api::snapshots::{CreateSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
 use hearth_store::lookup::{Called, Lookup};
 use hearth_store::{SnapshotRecord, lookup};
 
@@ -18,7 +19,7 @@ use super::observe::to_the_end;
 use super::view;
 use crate::error::OpError;
 use crate::handle::InstanceHandle;
-use crate::ops::SnapshotPlan;
+use crate::ops::{ImportPlan, SnapshotPlan, import_guest};
 use crate::registry::ambiguous;
 use crate::serve::App;
 
@@ -88,6 +89,38 @@ pub(super) async fn create(
         internal: false,
     };
     let record = instance.snapshot(plan).await?;
+    Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
+}
+
+/// Make a snapshot of a guest that plain Firecracker saved (ours)
+///
+/// The answer comes when it is there. It can be forked like any other; the files that its drives
+/// are named by must stay where they are, though nothing of them is used.
+#[utoipa::path(post, path = "/snapshots/import", tag = "snapshots", operation_id = "importSnapshot",
+    request_body = ImportSnapshot, responses(
+    (status = 201, description = "It is there.", body = Snapshot),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn import(
+    State(app): State<Arc<App>>,
+    Body(request): Body<ImportSnapshot>,
+) -> Result<(StatusCode, Json<Snapshot>), Failure> {
+    let dir = PathBuf::from(&request.path);
+    if !dir.is_absolute() {
+        return Err(Failure::invalid(format!(
+            "field \"path\": {:?} is not an absolute path on the server",
+            request.path
+        )));
+    }
+    let plan = ImportPlan {
+        dir,
+        vmstate: request.vmstate.filter(|name| !name.is_empty()),
+        memory: request.memory.filter(|name| !name.is_empty()),
+        name: parse_name("snapshot", &request.name)?,
+        agent: request.agent.unwrap_or(true),
+        tags: request.tags.unwrap_or_default(),
+    };
+    let host = Arc::clone(&app.host);
+    let record = to_the_end(import_guest(host, plan)).await?;
     Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
 }
 

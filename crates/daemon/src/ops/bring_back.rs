@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hearth_model::Backend;
+use hearth_model::foreign::ForeignState;
 use hearth_snapshot::Bundle;
 use hearth_vmm::{ControlError, LaunchError, Loaded, Ready, SavedState, SocketWait, Started};
 
@@ -15,6 +16,7 @@ use super::{Born, Live, Subject, files};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::metrics::{self, Plan};
+use crate::paths::InstanceDir;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
@@ -26,9 +28,8 @@ pub(super) async fn start(
     bundle: &Bundle,
     run: &mut Run,
 ) -> Result<Started, OpError> {
-    let (saved, overlay) = (bundle.overlay(), subject.dir.overlay());
     run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
-    let clone = blocking(move || files::replace_by_clone(&saved, &overlay));
+    let clone = files::replace_by_clones(files::writable_disks(bundle, &subject.dir));
     let start = host.start(&subject.dir, &subject.record.spec);
     let ((), started) = run.steps_together(("clone overlay", clone), ("start vmm", start)).await?;
     Ok(started)
@@ -43,7 +44,7 @@ pub(super) async fn bring_back(
     run: &mut Run,
 ) -> Result<Born, OpError> {
     let backend = subject.record.spec.backend;
-    let plan = host.load_plan(backend);
+    let plan = host.load_plan(bundle.manifest());
     let counted = host.metrics.restore(backend, Plan::from(&plan));
     let dir = subject.dir.clone();
     let links = [dir.memory_base(), dir.vmstate()];
@@ -53,6 +54,10 @@ pub(super) async fn bring_back(
     });
     let files = [bundle.memory(), bundle.vmstate()];
     run.step("link memory", files::replace_links(files.into_iter().zip(links).collect())).await?;
+
+    if let Some(foreign) = &bundle.manifest().foreign {
+        stand_in(&dir, foreign, run).await?;
+    }
 
     let from =
         SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: super::bundle::state_format(bundle)? };
@@ -66,7 +71,10 @@ pub(super) async fn bring_back(
         });
     }
     let loaded = run.step("load snapshot", async { ready.load(&plan).await.map_err(OpError::from) }).await?;
-    run.note(plan.as_str());
+    run.note(match &bundle.manifest().foreign {
+        Some(foreign) if foreign.is_named_as_here() => format!("{plan}, though its drives are named as here"),
+        Some(_) | None => plan.to_string(),
+    });
     counted.loaded(matches!(loaded, Loaded::Resumed(_)));
     let vmm = match loaded {
         Loaded::Resumed(vmm) => {
@@ -97,6 +105,28 @@ pub(super) async fn bring_back(
     subject.record.stopped_at_ms = None;
     counted.done();
     Ok(Born { live: Live { vmm, agent }, events })
+}
+
+/// A state that was saved elsewhere may name drives by relative paths too. What it names is opened
+/// before it is replaced, so the drive that takes its place stands in for it.
+async fn stand_in(dir: &InstanceDir, foreign: &ForeignState, run: &mut Run) -> Result<(), OpError> {
+    let own = |path: &str| foreign.drives.iter().any(|drive| drive.id.path() == path);
+    let relative = foreign.drives.iter().filter(|drive| !drive.path.starts_with('/') && !own(&drive.path));
+    let links: Vec<_> = relative.map(|drive| (dir.disk(&drive.id.path()), dir.disk(&drive.path))).collect();
+    if links.is_empty() {
+        return Ok(());
+    }
+    run.undo("links of drives", {
+        let links = links.clone();
+        blocking(move || links.iter().try_for_each(|(_, link)| hearth_disk::remove(link)))
+    });
+    run.step("link drives", async {
+        for parent in links.iter().filter_map(|(_, link)| link.parent()) {
+            files::make_dir(parent.to_owned()).await?;
+        }
+        files::replace_links(links).await
+    })
+    .await
 }
 
 /// Waits for a VMM, and counts how its socket came to answer.

@@ -1,9 +1,11 @@
 //! Making and opening bundles: what standby, snapshot and fork share.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 
-use hearth_model::{ErrorKind, InstanceName, SnapshotId};
+use hearth_model::foreign::{ForeignState, NamedDrive};
+use hearth_model::{ErrorKind, InstanceId, InstanceName, InstanceSpec, SnapshotId};
 use hearth_snapshot::{Bundle, BundleKind, Draft, Manifest};
 use hearth_store::{SnapshotKind, SnapshotRecord};
 use hearth_vmm::{Ram, SaveMemory, StateFormat, Vmm};
@@ -52,6 +54,33 @@ pub(super) async fn open(host: &Arc<Host>, id: &SnapshotId) -> Result<Bundle, Op
     let fits = hearth_snapshot::compatible(manifest, &host.facts(manifest.backend), &[devices]);
     fits.map_err(|error| OpError::from_kind(&error).about("snapshot", id.as_str()))?;
     Ok(bundle)
+}
+
+/// The same, to run what is in it: also what a state names that was saved elsewhere has to be
+/// there. The VMM opens it before it can be replaced.
+pub(super) async fn open_to_run(host: &Arc<Host>, id: &SnapshotId) -> Result<Bundle, OpError> {
+    let bundle = open(host, id).await?;
+    if let Some(foreign) = bundle.manifest().foreign.clone() {
+        blocking(move || foreign.drives.iter().filter(|drive| drive.path.starts_with('/')).try_for_each(original))
+            .await
+            .map_err(|error| error.about("snapshot", id.as_str()))?;
+    }
+    Ok(bundle)
+}
+
+/// Opens the file that a state names, as the VMM will.
+fn original(drive: &NamedDrive) -> Result<(), OpError> {
+    let opened = File::options().read(true).write(!drive.read_only).open(&drive.path);
+    opened.map(drop).map_err(|error| {
+        OpError::new(
+            ErrorKind::Incompatible,
+            format!("its state names drive {} as {}, which cannot be opened: {error}", drive.id, drive.path),
+        )
+        .hinted(format!(
+            "put any file there, an empty one will do (`touch {}`): the VMM only opens it, and the guest gets its own",
+            drive.path
+        ))
+    })
 }
 
 /// The format of a bundle's device state.
@@ -155,7 +184,7 @@ pub(super) async fn save(
             refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         }
     }
-    let record = publish(host, subject, draft, purpose, Some(saved.format), run).await?;
+    let record = publish(host, Source::of(subject), draft, purpose, Some(saved.format), run).await?;
     Ok(SavedLive { record, reached_anew })
 }
 
@@ -168,7 +197,7 @@ pub(super) async fn save_disks(
 ) -> Result<SnapshotRecord, OpError> {
     let draft = begin(host, run).await?;
     disks(subject, &draft, Then::GoOn, run).await?;
-    publish(host, subject, draft, purpose, None, run).await
+    publish(host, Source::of(subject), draft, purpose, None, run).await
 }
 
 /// A bundle of the subject's own that holds what `bundle` holds, by links: both are immutable.
@@ -180,10 +209,8 @@ pub(super) async fn copy(
     run: &mut Run,
 ) -> Result<SnapshotRecord, OpError> {
     let draft = begin(host, run).await?;
-    let mut links = vec![
-        (bundle.rootfs(), draft.path(hearth_snapshot::ROOTFS)),
-        (bundle.overlay(), draft.path(hearth_snapshot::OVERLAY)),
-    ];
+    let disks = bundle.manifest().disks();
+    let mut links: Vec<_> = disks.iter().map(|disk| (bundle.dir().join(&disk.path), draft.path(&disk.path))).collect();
     let format = match bundle.manifest().kind {
         BundleKind::Standby => {
             links.push((bundle.memory(), draft.path(hearth_snapshot::MEMORY)));
@@ -193,10 +220,11 @@ pub(super) async fn copy(
         BundleKind::Stopped => None,
     };
     run.step("link bundle", files::replace_links(links)).await?;
-    publish(host, subject, draft, purpose, format, run).await
+    let source = Source { foreign: bundle.manifest().foreign.clone(), ..Source::of(subject) };
+    publish(host, source, draft, purpose, format, run).await
 }
 
-async fn begin(host: &Arc<Host>, run: &mut Run) -> Result<Draft, OpError> {
+pub(super) async fn begin(host: &Arc<Host>, run: &mut Run) -> Result<Draft, OpError> {
     let id = SnapshotId::from_entropy(random()?);
     let snapshots = host.data.snapshots();
     run.undo("snapshot draft", {
@@ -208,30 +236,58 @@ async fn begin(host: &Arc<Host>, run: &mut Run) -> Result<Draft, OpError> {
 
 async fn disks(subject: &Subject, draft: &Draft, then: Then, run: &mut Run) -> Result<(), OpError> {
     let dir = &subject.dir;
-    let (overlay, saved) = (dir.overlay(), draft.path(hearth_snapshot::OVERLAY));
-    let mut links = vec![(dir.rootfs(), draft.path(hearth_snapshot::ROOTFS))];
-    match then {
-        Then::End => links.push((overlay, saved)),
-        Then::GoOn => {
-            let how = run.step("clone overlay", blocking(move || hearth_disk::clone_file(&overlay, &saved))).await?;
-            run.note(format!("{how:?}"));
+    let mut links = Vec::new();
+    for disk in subject.record.spec.disks() {
+        let (own, saved) = (dir.disk(&disk.path), draft.path(&disk.path));
+        if disk.read_only || then == Then::End {
+            links.push((own, saved));
+            continue;
         }
+        let how = run.step("clone overlay", blocking(move || hearth_disk::clone_file(&own, &saved))).await?;
+        run.note(format!("{how:?}"));
     }
     run.step("link disks", files::replace_links(links)).await
 }
 
-async fn publish(
+/// Whose snapshot is published.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) instance: InstanceId,
+    pub(super) name: InstanceName,
+    pub(super) spec: InstanceSpec,
+    pub(super) image_digest: String,
+    pub(super) base: Option<SnapshotId>,
+    /// What the state names, if it was saved elsewhere.
+    pub(super) foreign: Option<ForeignState>,
+}
+
+impl Source {
+    /// An instance whose state was saved here: all that it names is its own.
+    fn of(subject: &Subject) -> Self {
+        let record = &subject.record;
+        Self {
+            instance: record.id.clone(),
+            name: record.spec.name.clone(),
+            spec: record.spec.clone(),
+            image_digest: record.image_digest.clone(),
+            base: record.ram_base.clone(),
+            foreign: None,
+        }
+    }
+}
+
+pub(super) async fn publish(
     host: &Arc<Host>,
-    subject: &Subject,
+    source: Source,
     draft: Draft,
     purpose: Use,
     format: Option<StateFormat>,
     run: &mut Run,
 ) -> Result<SnapshotRecord, OpError> {
-    let record = &subject.record;
+    let Source { instance, name, spec, image_digest, base, foreign } = source;
     let id = draft.id().clone();
     let created_at_ms = now_ms();
-    let facts = host.facts(record.spec.backend);
+    let facts = host.facts(spec.backend);
     let manifest = Manifest {
         // Set by `publish`, from what it finds.
         format: hearth_snapshot::FORMAT,
@@ -243,19 +299,20 @@ async fn publish(
             SnapshotKind::Stopped => BundleKind::Stopped,
         },
         created_at_ms,
-        source_instance: record.id.clone(),
-        backend: record.spec.backend,
+        source_instance: instance.clone(),
+        backend: spec.backend,
         accel: facts.accel,
         vmm_version: facts.vmm_version.unwrap_or_default(),
-        device_set: vec![hearth_vmm::device_set(&host.machine(&record.spec, BootFiles::default()))],
+        device_set: vec![hearth_vmm::device_set(&host.machine(&spec, BootFiles::default()))],
         state_format: format.map(format_name).unwrap_or_default(),
-        memory: record.spec.memory,
-        vcpus: record.spec.vcpus,
+        memory: spec.memory,
+        vcpus: spec.vcpus,
         cpu: facts.cpu,
         host_kernel: host.kernel_release().to_owned(),
-        image_digest: record.image_digest.clone(),
-        spec: record.spec.clone(),
-        base: record.ram_base.clone(),
+        image_digest: image_digest.clone(),
+        spec: spec.clone(),
+        foreign,
+        base,
     };
 
     // The record comes first: a bundle that nobody knows of would stay for ever if the daemon died
@@ -265,15 +322,15 @@ async fn publish(
         name: purpose.name,
         kind: purpose.kind,
         internal: purpose.internal,
-        source_instance: record.id.clone(),
-        source_name: record.spec.name.clone(),
-        backend: record.spec.backend,
+        source_instance: instance,
+        source_name: name,
+        backend: spec.backend,
         created_at_ms,
         size_bytes: NOT_PUBLISHED,
         tags: purpose.tags,
-        spec: record.spec.clone(),
-        image_digest: record.image_digest.clone(),
-        memory: (purpose.kind == SnapshotKind::Standby).then_some(record.spec.memory),
+        memory: (purpose.kind == SnapshotKind::Standby).then_some(spec.memory),
+        spec,
+        image_digest,
     };
     run.undo("snapshot record", {
         let (host, id) = (Arc::clone(host), id.clone());

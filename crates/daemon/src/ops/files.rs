@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use hearth_model::{ErrorKind, Kind, error::io_kind};
+use hearth_snapshot::Bundle;
 
 use crate::error::OpError;
+use crate::paths::InstanceDir;
 use crate::run::blocking;
 
 /// A file system call failed.
@@ -49,7 +51,7 @@ fn replace_link(from: &Path, to: &Path) -> Result<(), FileError> {
 }
 
 /// Clones `from` in place of what `to` was.
-pub(super) fn replace_by_clone(from: &Path, to: &Path) -> Result<(), OpError> {
+fn replace_by_clone(from: &Path, to: &Path) -> Result<(), OpError> {
     let aside = aside(to);
     hearth_disk::remove(&aside)?;
     hearth_disk::clone_file(from, &aside)?;
@@ -70,6 +72,26 @@ pub(super) fn put_back(before: &Path, file: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(failed("put back", file)),
     }
+}
+
+/// For each of a bundle's disks of which the guest can only read: it, and its place in an instance.
+pub(super) fn read_only_disks(bundle: &Bundle, dir: &InstanceDir) -> Vec<(PathBuf, PathBuf)> {
+    disks(bundle, dir, true)
+}
+
+/// The same for those that the guest writes to.
+pub(super) fn writable_disks(bundle: &Bundle, dir: &InstanceDir) -> Vec<(PathBuf, PathBuf)> {
+    disks(bundle, dir, false)
+}
+
+fn disks(bundle: &Bundle, dir: &InstanceDir, read_only: bool) -> Vec<(PathBuf, PathBuf)> {
+    let disks = bundle.manifest().disks().into_iter().filter(|disk| disk.read_only == read_only);
+    disks.map(|disk| (bundle.dir().join(&disk.path), dir.disk(&disk.path))).collect()
+}
+
+/// Clones each `(from, to)`, in place of what `to` was.
+pub(super) async fn replace_by_clones(clones: Vec<(PathBuf, PathBuf)>) -> Result<(), OpError> {
+    blocking(move || clones.iter().try_for_each(|(from, to)| replace_by_clone(from, to))).await
 }
 
 fn aside(to: &Path) -> PathBuf {

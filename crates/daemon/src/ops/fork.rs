@@ -17,13 +17,17 @@ pub(super) async fn fork(
     plan: &ForkPlan,
     run: &mut Run,
 ) -> Result<Outcome, OpError> {
-    let bundle = run.step("open snapshot", bundle::open(host, plan.source.snapshot())).await?;
+    let snapshot = plan.source.snapshot();
+    let bundle = match plan.target {
+        Target::Running => run.step("open snapshot", bundle::open_to_run(host, snapshot)).await?,
+        Target::Stopped | Target::Standby => run.step("open snapshot", bundle::open(host, snapshot)).await?,
+    };
 
     let dir = subject.dir.clone();
     let whole = dir.path().to_owned();
     run.undo("instance directory", blocking(move || hearth_disk::remove(&whole)));
     run.step("make directory", files::make_dir(dir.disks())).await?;
-    run.step("link image", files::replace_links(vec![(bundle.rootfs(), dir.rootfs())])).await?;
+    run.step("link image", files::replace_links(files::read_only_disks(&bundle, &dir))).await?;
 
     match plan.target {
         Target::Running => {
@@ -33,14 +37,13 @@ pub(super) async fn fork(
             Ok(Outcome::Running(born))
         }
         Target::Stopped => {
-            let (saved, overlay) = (bundle.overlay(), dir.overlay());
-            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            run.step("clone overlay", files::replace_by_clones(files::writable_disks(&bundle, &dir))).await?;
             run.commit();
             Ok(Outcome::Rests(InstanceState::Stopped))
         }
         Target::Standby => {
             // A bundle is immutable, so a bundle of one's own is one of links.
-            run.step("link overlay", files::replace_links(vec![(bundle.overlay(), dir.overlay())])).await?;
+            run.step("link overlay", files::replace_links(files::writable_disks(&bundle, &dir))).await?;
             let own = bundle::copy(host, subject, &bundle, bundle::Use::internal(SnapshotKind::Standby), run).await?;
             run.commit();
             Ok(Outcome::Rests(InstanceState::Standby { snapshot: own.id }))

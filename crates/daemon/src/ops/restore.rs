@@ -14,10 +14,10 @@ pub(super) async fn restore(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     let InstanceState::Standby { snapshot } = subject.record.phase.state().clone() else {
         return Err(OpError::new(ErrorKind::Internal, "restore was admitted without a snapshot"));
     };
-    let bundle = run.step("open snapshot", bundle::open(host, &snapshot)).await?;
+    let bundle = run.step("open snapshot", bundle::open_to_run(host, &snapshot)).await?;
 
     // In standby the overlay is a hard link to the bundle's; the guest gets a clone to write to.
-    run.undo("overlay", files::replace_links(vec![(bundle.overlay(), subject.dir.overlay())]));
+    run.undo("overlay", files::replace_links(files::writable_disks(&bundle, &subject.dir)));
     let started = bring_back::start(host, subject, &bundle, run).await?;
 
     let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;

@@ -17,40 +17,45 @@ pub(super) async fn revert(
     plan: &RevertPlan,
     run: &mut Run,
 ) -> Result<Outcome, OpError> {
-    let bundle = run.step("open snapshot", bundle::open(host, plan.source.snapshot())).await?;
+    let snapshot = plan.source.snapshot();
+    let bundle = match plan.target {
+        Target::Running => run.step("open snapshot", bundle::open_to_run(host, snapshot)).await?,
+        Target::Stopped | Target::Standby => run.step("open snapshot", bundle::open(host, snapshot)).await?,
+    };
 
     let dir = subject.dir.clone();
-    let (overlay, before) = (dir.overlay(), dir.overlay_before());
+    let disks = bundle.manifest().disks().into_iter().filter(|disk| !disk.read_only);
+    let aside: Vec<_> = disks.map(|disk| (dir.disk(&disk.path), dir.disk_before(&disk.path))).collect();
     run.undo("overlay", {
-        let (overlay, before) = (overlay.clone(), before.clone());
-        blocking(move || files::put_back(&before, &overlay))
+        let aside = aside.clone();
+        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_back(before, disk)))
     });
     run.step("put overlay aside", {
-        let (overlay, before) = (overlay.clone(), before.clone());
-        blocking(move || files::put_aside(&overlay, &before))
+        let aside = aside.clone();
+        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_aside(disk, before)))
     })
     .await?;
 
-    let saved = bundle.overlay();
+    let disks = files::writable_disks(&bundle, &dir);
     let outcome = match plan.target {
         Target::Running => {
             let started = bring_back::start(host, subject, &bundle, run).await?;
             Outcome::Running(bring_back::bring_back(host, subject, &bundle, started, run).await?)
         }
         Target::Stopped => {
-            run.step("clone overlay", blocking(move || files::replace_by_clone(&saved, &overlay))).await?;
+            run.step("clone overlay", files::replace_by_clones(disks)).await?;
             Outcome::Rests(InstanceState::Stopped)
         }
         Target::Standby => {
-            run.step("link overlay", files::replace_links(vec![(saved, overlay)])).await?;
+            run.step("link overlay", files::replace_links(disks)).await?;
             let own = bundle::copy(host, subject, &bundle, bundle::Use::internal(SnapshotKind::Standby), run).await?;
             Outcome::Rests(InstanceState::Standby { snapshot: own.id })
         }
     };
     run.commit();
     run.finish("remove old overlay", || {
-        let before = before.clone();
-        blocking(move || hearth_disk::remove(&before))
+        let aside = aside.clone();
+        blocking(move || aside.iter().try_for_each(|(_, before)| hearth_disk::remove(before)))
     })
     .await;
     Ok(outcome)

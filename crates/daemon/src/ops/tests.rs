@@ -61,10 +61,17 @@ enum Verb {
     RevertToStopped,
     DeleteRunning,
     DeleteStandby,
+    Import,
+    ForkImported,
+    ForkImportedToStandby,
+    StandbyOfImported,
+    RestoreImported,
+    RestoreSavedImported,
+    RevertImported,
 }
 
 impl Verb {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 26] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -84,6 +91,13 @@ impl Verb {
         Self::RevertToStopped,
         Self::DeleteRunning,
         Self::DeleteStandby,
+        Self::Import,
+        Self::ForkImported,
+        Self::ForkImportedToStandby,
+        Self::StandbyOfImported,
+        Self::RestoreImported,
+        Self::RestoreSavedImported,
+        Self::RevertImported,
     ];
 
     /// Brings `web` to where the verb begins.
@@ -91,8 +105,14 @@ impl Verb {
         if self == Self::Create {
             return;
         }
+        if self.is_of_an_import() {
+            return self.prepare_import(world).await;
+        }
         let web = world.create("web").await.expect("created");
         match self {
+            Self::Import | Self::ForkImported | Self::ForkImportedToStandby => {}
+            Self::StandbyOfImported | Self::RestoreImported => {}
+            Self::RestoreSavedImported | Self::RevertImported => {}
             Self::Create | Self::Stop | Self::Standby | Self::SnapshotRunning => {}
             Self::ForkRunning | Self::DeleteRunning => {}
             Self::Start | Self::SnapshotStopped | Self::ForkStopped => {
@@ -119,6 +139,41 @@ impl Verb {
         }
     }
 
+    fn is_of_an_import(self) -> bool {
+        [
+            Self::Import,
+            Self::ForkImported,
+            Self::ForkImportedToStandby,
+            Self::StandbyOfImported,
+            Self::RestoreImported,
+            Self::RestoreSavedImported,
+            Self::RevertImported,
+        ]
+        .contains(&self)
+    }
+
+    /// `web` is a fork of what was imported; its state is somebody else's until it was saved here.
+    async fn prepare_import(self, world: &World) {
+        world.elsewhere();
+        if self == Self::Import {
+            return;
+        }
+        world.import("theirs").await.expect("imported");
+        let target = match self {
+            Self::RestoreImported => Target::Standby,
+            Self::ForkImported | Self::ForkImportedToStandby => return,
+            _ => Target::Running,
+        };
+        fork_imported(world, "web", target).await.expect("forked");
+        let web = world.get("web");
+        if self == Self::RevertImported {
+            web.snapshot(plan("before", SnapshotKind::Standby)).await.expect("snapshot");
+        }
+        if [Self::RestoreSavedImported, Self::RevertImported].contains(&self) {
+            web.standby().await.expect("standby");
+        }
+    }
+
     async fn act(self, world: &World) -> Result<(), OpError> {
         let web = || world.get("web");
         match self {
@@ -137,6 +192,12 @@ impl Verb {
             Self::RevertToRunning => revert(world, Target::Running).await,
             Self::RevertToStopped => revert(world, Target::Stopped).await,
             Self::DeleteRunning | Self::DeleteStandby => web().delete(true).await,
+            Self::Import => world.import("theirs").await.map(drop),
+            Self::ForkImported => fork_imported(world, "web", Target::Running).await,
+            Self::ForkImportedToStandby => fork_imported(world, "web", Target::Standby).await,
+            Self::StandbyOfImported => web().standby().await.map(drop),
+            Self::RestoreImported | Self::RestoreSavedImported => web().restore().await.map(drop),
+            Self::RevertImported => revert(world, Target::Running).await,
         }
     }
 }
@@ -151,8 +212,22 @@ async fn fork(world: &World, target: Option<Target>) -> Result<(), OpError> {
     world.registry.fork(ForkSource::Instance(world.get("web")), request).await.map(drop)
 }
 
+async fn fork_imported(world: &World, name: &str, target: Target) -> Result<(), OpError> {
+    let imported = world.host.store.find_snapshot("theirs").expect("readable");
+    let hearth_store::Lookup::Found(imported) = imported else { panic!("it was imported") };
+    let request = ForkRequest {
+        name: name.parse().expect("a name"),
+        count: 1,
+        from_running: false,
+        target: Some(target),
+        tags: None,
+    };
+    world.registry.fork(ForkSource::Snapshot(imported.id), request).await.map(drop)
+}
+
 async fn revert(world: &World, target: Target) -> Result<(), OpError> {
-    let snapshots = world.host.store.listed_snapshots().expect("readable");
+    let mut snapshots = world.host.store.listed_snapshots().expect("readable");
+    snapshots.retain(|snapshot| snapshot.name.as_ref().is_some_and(|name| name.as_str() == "before"));
     world.registry.revert(&world.get("web"), &snapshots[0], Some(target)).await.map(drop)
 }
 
@@ -283,5 +358,9 @@ every_call_fails! {
     snapshot_leaves_nothing, death_in_snapshot_loses_nothing: SnapshotRunning SnapshotRestored SnapshotStandby SnapshotStopped;
     fork_leaves_nothing, death_in_fork_loses_nothing: ForkStandby ForkToStandby ForkRunning ForkStopped;
     revert_leaves_nothing, death_in_revert_loses_nothing: RevertToRunning RevertToStopped;
+    import_leaves_nothing, death_in_import_loses_nothing: Import;
+    fork_of_an_import_leaves_nothing, death_in_fork_of_an_import_loses_nothing: ForkImported ForkImportedToStandby;
+    standby_of_an_import_leaves_nothing, death_in_standby_of_an_import_loses_nothing: StandbyOfImported;
+    restore_of_an_import_leaves_nothing, death_in_restore_of_an_import_loses_nothing: RestoreImported RestoreSavedImported RevertImported;
     delete_leaves_nothing, death_in_delete_loses_nothing: DeleteRunning DeleteStandby;
 }

@@ -20,6 +20,7 @@ pub fn snapshot_id(number: u8) -> SnapshotId {
 
 pub fn spec(name: &str) -> InstanceSpec {
     InstanceSpec {
+        foreign: None,
         name: name.parse().expect("a name"),
         image: "app".parse().expect("a reference"),
         backend: Backend::QemuMicrovm,

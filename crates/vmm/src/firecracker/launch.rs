@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 
 use serde_json::json;
 
@@ -112,13 +111,18 @@ pub(crate) fn check_boot_files(spec: &LaunchSpec) -> Result<(), LaunchError> {
     if let Some(initrd) = &spec.machine.initrd {
         open("initrd", initrd)?;
     }
-    check_disks(&spec.dir)
+    check_disks(spec)
 }
 
-/// The disks of our own machines are there.
-pub(crate) fn check_disks(dir: &Path) -> Result<(), LaunchError> {
-    for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
-        open(what, &dir.join(name))?;
+/// The machine's disks are there.
+pub(crate) fn check_disks(spec: &LaunchSpec) -> Result<(), LaunchError> {
+    for disk in hearth_model::spec::disks(spec.machine.foreign.as_ref()) {
+        let what = match disk.path.as_str() {
+            ROOTFS => "root file system",
+            OVERLAY => "overlay",
+            _ => "drive",
+        };
+        open(what, &spec.dir.join(disk.path))?;
     }
     Ok(())
 }

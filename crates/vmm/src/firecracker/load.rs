@@ -18,6 +18,8 @@ use crate::fault::{ControlError, LaunchError};
 use crate::file::open;
 use crate::spec::{LaunchSpec, Ram, SavedState, SocketWait, StateFormat, VSOCK_SOCKET};
 
+pub(super) const COMMAND: &str = "PUT /snapshot/load";
+
 /// A process that takes requests, and what it is to load.
 #[derive(Debug)]
 pub(crate) struct Loading {
@@ -53,7 +55,7 @@ fn check(spec: &LaunchSpec, from: &SavedState) -> Result<File, LaunchError> {
         return Err(LaunchError::WrongFormat { vmstate, format: from.format, backend: spec.machine.backend });
     }
     open("saved state", &vmstate)?;
-    check_disks(&spec.dir)?;
+    check_disks(spec)?;
     let path = spec.dir.join(&from.memory);
     let memory = open("saved memory", &path)?;
     let wanted = spec.machine.memory.size().bytes();
@@ -99,13 +101,15 @@ async fn request(ready: &mut Ready, spec: &LaunchSpec, from: &SavedState, plan: 
         "resume_vm": *plan == LoadPlan::ResumeOnLoad,
         "track_dirty_pages": spec.track_dirty_pages,
     });
-    if let LoadPlan::LoadPatchResume(_) = plan {
+    if let LoadPlan::LoadPatchResume(foreign) = plan
+        && foreign.vsock()
+    {
         // Somebody else's state names somebody else's socket.
         body["vsock_override"] = json!({ "uds_path": VSOCK_SOCKET });
     }
-    ready.api.put(&ready.process, "PUT /snapshot/load", "/snapshot/load", &body).await?;
-    if let LoadPlan::LoadPatchResume(patches) = plan {
-        for patch in patches.as_slice() {
+    ready.api.put(&ready.process, COMMAND, "/snapshot/load", &body).await?;
+    if let LoadPlan::LoadPatchResume(foreign) = plan {
+        for patch in foreign.drives() {
             let drive = json!({ "drive_id": patch.id, "path_on_host": patch.path });
             ready.api.patch(&ready.process, "PATCH /drives", &format!("/drives/{}", patch.id), &drive).await?;
         }
@@ -114,9 +118,9 @@ async fn request(ready: &mut Ready, spec: &LaunchSpec, from: &SavedState, plan: 
 }
 
 /// A load that is refused is followed by the end of the process, whose log may say more.
-async fn explain(ready: &Ready, error: ControlError, vmstate: std::path::PathBuf) -> LaunchError {
+pub(super) async fn explain(ready: &Ready, error: ControlError, vmstate: std::path::PathBuf) -> LaunchError {
     match error {
-        ControlError::Refused { command: "PUT /snapshot/load", answer } => {
+        ControlError::Refused { command: COMMAND, answer } => {
             let ended: Option<crate::Exit> = wait_a_little(DYING, ready.process.exited()).await;
             LaunchError::Refused { vmstate, answer, exit: ended.map(Box::new) }
         }

@@ -134,7 +134,7 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
 
 /// QEMU's arguments: pure, and the same devices for a boot and for a load.
 pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
-    let Machine { backend, accel, vcpus, memory, kernel, initrd, network } = machine;
+    let Machine { backend, accel, vcpus, memory, kernel, initrd, network, foreign: _ } = machine;
     let mib = memory.mib();
     let mut args: Vec<OsString> = Vec::new();
     let mut put = |option: &str, value: String| {
@@ -248,6 +248,7 @@ mod tests {
             kernel: "/a,b/vmlinuz".into(),
             initrd: Some("/a,b/initrd".into()),
             network: true,
+            foreign: None,
         }
     }
 

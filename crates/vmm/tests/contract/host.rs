@@ -136,7 +136,7 @@ impl Host {
 
 fn machine(backend: Backend, accel: Accel, kernel: PathBuf, initrd: PathBuf) -> Machine {
     let memory = MemMib::new(256).expect("in range");
-    Machine { backend, accel, vcpus: 1, memory, kernel, initrd: Some(initrd), network: true }
+    Machine { backend, accel, vcpus: 1, memory, kernel, initrd: Some(initrd), network: true, foreign: None }
 }
 
 /// A guest at rest.

@@ -80,6 +80,7 @@ impl Host {
                 kernel: self.kernel.clone(),
                 initrd: None,
                 network: false,
+                foreign: None,
             },
             program: self.program.clone(),
             track_dirty_pages: true,

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use hearth_model::load::{DrivePatch, DrivePatches};
+use hearth_model::load::{DrivePatch, Replacements};
 use hearth_model::{ErrorKind, Kind, LoadPlan};
 use hearth_vmm::{
     Adopted, Launcher, Loaded, MEMORY_BASE, OVERLAY, ROOTFS, Ram, RunState, SERIAL_LOG, SaveMemory, SocketWait,
@@ -252,7 +252,7 @@ async fn foreign_drives_are_replaced_before_the_guest_runs(host: Host) {
     let bundle = host.standby(host.boot("web").await, "bundle").await;
     let patch = |id: &str, path: &str| DrivePatch { id: id.into(), path: path.into() };
     let patches = vec![patch("rootfs", "disks/own-rootfs"), patch("overlay", "disks/own-overlay")];
-    let plan = LoadPlan::LoadPatchResume(DrivePatches::new(patches).expect("two"));
+    let plan = LoadPlan::LoadPatchResume(Replacements::new(patches, true).expect("two"));
 
     let (spec, state) = host.place(&bundle, "fork");
     let error = Launcher::Real.load(&spec, &state, &plan).await.expect_err("its own drives are not there");
