@@ -130,7 +130,7 @@ pub(crate) fn check_disks(spec: &LaunchSpec) -> Result<(), LaunchError> {
 /// Makes the machine and starts it.
 pub(crate) async fn configure(ready: &mut Ready, spec: &LaunchSpec) -> Result<Seat, ControlError> {
     let (api, process, machine) = (&mut ready.api, &ready.process, &spec.machine);
-    let ram = if tracks_from_the_start() { Ram::Tracked } else { Ram::Anonymous };
+    let ram = if host_swaps() { Ram::Tracked } else { Ram::Anonymous };
     if ram == Ram::Tracked {
         begin_tracking(spec)?;
     }
@@ -162,9 +162,9 @@ pub(crate) async fn configure(ready: &mut Ready, spec: &LaunchSpec) -> Result<Se
     Ok(ready.seat(spec, ram, 0))
 }
 
-/// Without tracking, Firecracker finds a guest's touched pages by `mincore(2)`, which takes
-/// a page that was swapped out for one that was never touched.
-fn tracks_from_the_start() -> bool {
+/// Without tracking, Firecracker finds a guest's touched pages by `mincore(2)`, which takes a page
+/// that was swapped out for one that was never touched: where there is swap, pages are tracked.
+pub(crate) fn host_swaps() -> bool {
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     swaps.lines().count() > 1
 }

@@ -10,13 +10,13 @@ use std::time::Duration;
 use hearth_model::LoadPlan;
 use serde_json::json;
 
-use super::launch::{Ready, Started, check_disks};
+use super::launch::{Ready, Started, check_disks, host_swaps};
 use super::{Firecracker, Vcpus};
 use crate::answer::DYING;
 use crate::ending::give_up;
 use crate::fault::{ControlError, LaunchError};
 use crate::file::open;
-use crate::spec::{LaunchSpec, Ram, SavedState, SocketWait, StateFormat, VSOCK_SOCKET};
+use crate::spec::{LaunchSpec, Ram, SavedState, Seat, SocketWait, StateFormat, VSOCK_SOCKET};
 
 pub(super) const COMMAND: &str = "PUT /snapshot/load";
 
@@ -74,10 +74,10 @@ impl Loading {
     /// Loads. When it fails, neither process nor socket is left.
     pub(crate) async fn load(self, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
         let Self { spec, mut ready, from, memory } = self;
-        let ram = if spec.track_dirty_pages { Ram::Tracked } else { Ram::Private };
+        let ram = if spec.track_dirty_pages || host_swaps() { Ram::Tracked } else { Ram::Private };
         let inode = memory.metadata().map_or(0, |file| file.ino());
         let seat = ready.seat(&spec, ram, inode);
-        match request(&mut ready, &spec, &from, plan).await {
+        match request(&mut ready, &seat, &from, plan).await {
             Ok(()) => {
                 let loaded = |vcpus| Firecracker::new(ready.process, seat, ready.api, vcpus);
                 Ok(match plan {
@@ -94,12 +94,12 @@ impl Loading {
     }
 }
 
-async fn request(ready: &mut Ready, spec: &LaunchSpec, from: &SavedState, plan: &LoadPlan) -> Result<(), ControlError> {
+async fn request(ready: &mut Ready, seat: &Seat, from: &SavedState, plan: &LoadPlan) -> Result<(), ControlError> {
     let mut body = json!({
         "snapshot_path": from.vmstate,
         "mem_backend": { "backend_type": "File", "backend_path": from.memory },
         "resume_vm": *plan == LoadPlan::ResumeOnLoad,
-        "track_dirty_pages": spec.track_dirty_pages,
+        "track_dirty_pages": seat.ram == Ram::Tracked,
     });
     if let LoadPlan::LoadPatchResume(foreign) = plan
         && foreign.vsock()
