@@ -146,9 +146,9 @@ fn a_run_that_is_interrupted_while_it_boots_leaves_nothing() {
         rustix::process::kill_process(rustix::process::Pid::from_child(&run), rustix::process::Signal::INT)?;
         let began = std::time::Instant::now();
         assert_eq!(run.wait()?.code(), Some(130));
-        ensure!(began.elapsed() < std::time::Duration::from_secs(1), "it took {:?} to take effect", began.elapsed());
-        hearth_e2e::eventually("nothing is left", async || Ok(host.traces().no_instances())).await?;
-        assert!(host.instances().await?.is_empty());
+        ensure!(began.elapsed() < std::time::Duration::from_secs(2), "it took {:?} to take effect", began.elapsed());
+        let gone = async || Ok(host.traces().no_instances() && host.instances().await?.is_empty());
+        hearth_e2e::eventually("nothing is left", gone).await?;
         Ok(())
     });
 }
