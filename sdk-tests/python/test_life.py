@@ -165,3 +165,11 @@ def test_the_standard_board(client, boot, count):
     client.instances.restore("board")
     assert count("board", 1) == 6
     client.instances.delete("board", graceful_shutdown=True)
+
+
+def test_a_guest_without_an_agent_runs_when_its_cpus_do(client, boot):
+    made = boot("agentless", skip_guest_agent=True, network={"enabled": False})
+    assert made.state == "Running"
+    client.instances.standby("agentless")
+    assert client.instances.restore("agentless").state == "Running"
+    client.instances.delete("agentless")

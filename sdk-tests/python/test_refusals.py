@@ -39,11 +39,10 @@ def said(error):
         ("network.egress", {"network": {"enabled": True, "egress": {"enabled": True}}}),
         ("platform", {"platform": "linux/arm64"}),
         ("restart_policy", {"restart_policy": {"policy": "always"}}),
-        ("skip_guest_agent", {"skip_guest_agent": True}),
         ("snapshot_policy", {"snapshot_policy": {"compression": COMPRESSION}}),
         ("ttl", {"ttl": "1h"}),
         ("volumes", {"volumes": [{"volume_id": "v", "mount_path": "/mnt"}]}),
-        ("hypervisor", {"hypervisor": "firecracker"}),
+        ("hypervisor", {"hypervisor": "cloud-hypervisor"}),
     ],
 )
 def test_fields_that_are_not_acted_on(client, field, fields):

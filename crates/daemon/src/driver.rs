@@ -423,8 +423,12 @@ impl Driver {
         let when = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
         let line = format!("{when} {text}\n");
         let file = std::fs::OpenOptions::new().append(true).create(true).open(self.handle.dir().hearth_log());
-        if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
-            warn!(%error, "the instance's log could not be written");
+        match file.and_then(|mut file| file.write_all(line.as_bytes())) {
+            // Its directory went before the last of its news came: a guest that was asked to end in a
+            // deletion.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => warn!(%error, "the instance's log could not be written"),
+            Ok(()) => {}
         }
     }
 }
