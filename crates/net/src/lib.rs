@@ -1,0 +1,21 @@
+//! The host's part of an instance's network: a place of its own for each guest, an outer address
+//! that belongs to it alone, and a gate that is closed until somebody says that the guest is itself.
+//!
+//! In: what an instance wishes for ([`Wish`]). Out: a namespace with the tap device that its VMM
+//! opens ([`Taken`]), reachable at the outer address once [`Network::unlock`] was called.
+//!
+//! Not here: who gets a network and when the gate opens is the caller's affair; nothing here knows
+//! VMMs, records or the guest's insides.
+
+#[cfg(feature = "fake")]
+pub mod fake;
+mod fault;
+mod lease;
+mod network;
+mod slots;
+mod spec;
+
+pub use fault::{Impossible, NetError};
+pub use network::Network;
+pub use slots::Slots;
+pub use spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
