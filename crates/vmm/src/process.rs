@@ -79,6 +79,11 @@ pub(crate) struct Program {
     pub stderr: File,
     /// Its descriptors 3, 4, …
     pub fds: Vec<OwnedFd>,
+    /// The network namespace it is started in; the daemon's where there is none.
+    pub netns: Option<Arc<OwnedFd>>,
+    /// The directory of the cgroup (version 2, and nothing but processes in it) that it is started
+    /// in; the daemon's where there is none.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// A VMM's process, watched by a task until its end. A clone is another handle on the same one.
@@ -107,7 +112,7 @@ pub(crate) fn start(program: Program) -> io::Result<Process> {
         line.push(value);
         Some(c(&line))
     });
-    let pid = sys::spawn(&sys::Spawn {
+    let sys::Spawned { pid, in_cgroup } = sys::spawn(&sys::Spawn {
         argv: [c(program.path.as_os_str())]
             .into_iter()
             .chain(program.args.iter().map(|a| c(a)))
@@ -116,7 +121,12 @@ pub(crate) fn start(program: Program) -> io::Result<Process> {
         env: env.collect::<Result<_, _>>()?,
         dir: c(program.dir.as_os_str())?,
         fds: fds.iter().map(AsFd::as_fd).collect(),
+        netns: program.netns.as_deref().map(AsFd::as_fd),
+        cgroup: program.cgroup.as_ref().map(AsFd::as_fd),
     })?;
+    if program.cgroup.is_some() && !in_cgroup {
+        tracing::debug!(pid, "this kernel starts nobody in a cgroup: the VMM is in the daemon's");
+    }
     // Our own child, which nobody else waits for: its pid is its own until we have waited.
     let raw = raw_pid(pid)?;
     let watched = || {
@@ -350,6 +360,107 @@ mod tests {
         assert!(at(ticks, &boot));
         assert!(!at(ticks + 1, &boot), "the same pid, used again");
         assert!(!at(ticks, "another boot"));
+    }
+
+    /// A shell that runs a line with its output in `out`.
+    fn shell(dir: &Path, line: &str) -> Program {
+        let open = |name| File::create(dir.join(name)).expect("made");
+        Program {
+            path: "/bin/sh".into(),
+            args: ["-c", line].map(OsString::from).into(),
+            dir: dir.to_owned(),
+            stdout: open("out"),
+            stderr: open(VMM_ERRORS),
+            fds: Vec::new(),
+            netns: None,
+            cgroup: None,
+        }
+    }
+
+    async fn said(dir: &Path, process: &Process) -> String {
+        let exit = process.exited().await;
+        assert_eq!(exit.ended, Ended::Code(0), "{}", exit.log_tail);
+        fs::read_to_string(dir.join("out")).expect("its output")
+    }
+
+    #[tokio::test]
+    async fn a_program_begins_with_a_session_signals_and_descriptors_of_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let mut program =
+            shell(dir, "pwd; cut -d ' ' -f 6 /proc/self/stat; echo $$; grep Sig /proc/self/status; cat <&3");
+        fs::write(dir.join("third"), "the third\n").expect("written");
+        program.fds.push(File::open(dir.join("third")).expect("opened").into());
+        let process = start(program).expect("a shell starts");
+        let said = said(dir, &process).await;
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(Path::new(lines[0]), dir.canonicalize().expect("it is there"));
+        assert_eq!(lines[1], process.pid.to_string(), "its session");
+        assert_eq!(lines[2], process.pid.to_string());
+        let set = |name: &str| {
+            let line = lines.iter().find_map(|line| line.strip_prefix(name)).expect("a set of signals");
+            u64::from_str_radix(line.trim_start_matches(':').trim(), 16).expect("a mask")
+        };
+        assert_eq!(set("SigBlk"), 0);
+        // Rust's runtime ignores it; nobody told the child to.
+        assert_eq!(set("SigIgn") & 1 << (Signal::PIPE.as_raw() - 1), 0, "{said}");
+        assert_eq!(lines.last(), Some(&"the third"));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_started_leaves_no_child_and_the_reason() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut program = shell(dir.path(), "true");
+        program.path = dir.path().join("not-there");
+        assert_eq!(start(program).expect_err("no such program").kind(), io::ErrorKind::NotFound);
+        let mut program = shell(dir.path(), "true");
+        program.netns = Some(Arc::new(File::open("/dev/null").expect("it is there").into()));
+        let error = start(program).expect_err("that is no namespace");
+        assert_eq!(error.to_string(), "enter its network namespace");
+        // Whoever waits for any child finds none of these: other tests have theirs, of other names.
+        let children = fs::read_to_string("/proc/thread-self/children").expect("this thread's children");
+        assert_eq!(children, "");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_started_in_the_network_namespace_it_is_given() {
+        let netns = match sys::tests::new_netns() {
+            Ok(netns) => Arc::new(netns),
+            Err(error) => return println!("SKIPPED: no network namespace can be made here: {error}"),
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let name = |fd: &OwnedFd| format!("net:[{}]", rustix::fs::fstat(fd).expect("stat").st_ino);
+        let ours = || fs::read_link("/proc/thread-self/ns/net").expect("ours").to_string_lossy().into_owned();
+        let before = ours();
+        let program = Program { netns: Some(Arc::clone(&netns)), ..shell(dir.path(), "readlink /proc/self/ns/net") };
+        let process = start(program).expect("a shell starts");
+        assert_eq!(said(dir.path(), &process).await.trim(), name(&netns));
+        assert_eq!(ours(), before, "the thread that started it is where it was");
+        assert_ne!(before, name(&netns));
+    }
+
+    #[tokio::test]
+    async fn a_program_is_started_in_the_cgroup_it_is_given() {
+        // Version 2 is mounted at the one or, beside version 1, at the other.
+        let made = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().find_map(|root| {
+            let dir = Path::new(root).join(format!("hearth-test-{}", std::process::id()));
+            let v2 = Path::new(root).join("cgroup.procs").exists() && fs::create_dir(&dir).is_ok();
+            v2.then_some(dir)
+        });
+        let Some(cgroup) = made else {
+            return println!("SKIPPED: no cgroup of version 2 can be made here");
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = Program {
+            cgroup: Some(File::open(&cgroup).expect("opened").into()),
+            netns: sys::tests::new_netns().ok().map(Arc::new),
+            ..shell(dir.path(), "grep ^0: /proc/self/cgroup")
+        };
+        let process = start(program).expect("a shell starts");
+        let said = said(dir.path(), &process).await;
+        fs::remove_dir(&cgroup).expect("nobody is in it any more");
+        let name = cgroup.file_name().expect("a name").to_string_lossy();
+        assert!(said.trim().ends_with(&format!("/{name}")), "{said}");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! The kernel and C library calls that have no safe form: spawn in a new session, scan a page map,
-//! copy another process's memory, ask KVM for its version, watch a descriptor, read the CPU's time stamp
-//! counter.
+//! The kernel and C library calls that have no safe form: spawn in a new session, network namespace
+//! and cgroup, scan a page map, copy another process's memory, ask KVM for its version, watch a
+//! descriptor, read the CPU's time stamp counter.
 //!
 //! Nothing is decided here.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,16 +13,9 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use tokio::io::unix::AsyncFd;
-
-unsafe extern "C" {
-    /// In glibc since 2.29 and in musl; the libc crate does not declare it everywhere.
-    fn posix_spawn_file_actions_addchdir_np(
-        actions: *mut libc::posix_spawn_file_actions_t,
-        path: *const c_char,
-    ) -> c_int;
-}
 
 /// What [`spawn`] starts.
 #[derive(Debug)]
@@ -38,6 +31,20 @@ pub(crate) struct Spawn<'a> {
     /// Descriptor `0`, `1`, … of the child. None of them may itself have a number below the
     /// length of this list: use [`above`].
     pub fds: Vec<BorrowedFd<'a>>,
+    /// The network namespace to start in; the caller's where there is none.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// The directory of the cgroup (version 2) to start in; the caller's where there is none.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// What [`spawn`] started.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    /// The child's process id.
+    pub pid: u32,
+    /// Whether it was started in the cgroup that was asked for. It was not where the kernel (before
+    /// 5.7) or a filter of system calls lets nobody be.
+    pub in_cgroup: bool,
 }
 
 /// Copies a descriptor to a number of at least `floor`, closed on exec.
@@ -46,58 +53,239 @@ pub(crate) fn above(fd: BorrowedFd<'_>, floor: i32) -> io::Result<OwnedFd> {
 }
 
 /// Starts a process in a session of its own, with default signals, and returns its id. It is a
-/// child of the caller, who has to wait for it.
+/// child of the caller, who has to wait for it. When it fails, there is no child.
 ///
-/// `posix_spawn` shares the parent's memory until exec: its time does not grow with the daemon.
-pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<u32> {
-    let check = |code: c_int| if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) };
-    let pointers = |list: &[CString]| -> Vec<*mut c_char> {
-        list.iter().map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
-    };
+/// The child shares the parent's memory until exec, and the calling thread waits until then: its
+/// time does not grow with the daemon. `posix_spawn` does the same, but knows neither namespaces
+/// nor (before glibc 2.39) cgroups.
+pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<Spawned> {
+    let pointers =
+        |list: &[CString]| -> Vec<*const c_char> { list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect() };
     let (argv, env) = (pointers(&what.argv), pointers(&what.env));
-    let mut pid: libc::pid_t = 0;
-    // SAFETY: every object is initialised before use and destroyed after it; the strings and
-    // pointer lists live in `what`, `argv` and `env` until after the call.
-    unsafe {
-        let mut actions = MaybeUninit::<libc::posix_spawn_file_actions_t>::uninit();
-        check(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
-        let mut actions = actions.assume_init();
-        let mut attributes = MaybeUninit::<libc::posix_spawnattr_t>::uninit();
-        if let Err(error) = check(libc::posix_spawnattr_init(attributes.as_mut_ptr())) {
-            libc::posix_spawn_file_actions_destroy(&mut actions);
-            return Err(error);
-        }
-        let mut attributes = attributes.assume_init();
-        let result = (|| {
-            for (number, fd) in (0..).zip(&what.fds) {
-                check(libc::posix_spawn_file_actions_adddup2(&mut actions, fd.as_raw_fd(), number))?;
-            }
-            check(posix_spawn_file_actions_addchdir_np(&mut actions, what.dir.as_ptr()))?;
-            let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
-            libc::sigemptyset(signals.as_mut_ptr());
-            check(libc::posix_spawnattr_setsigmask(&mut attributes, signals.as_ptr()))?;
-            libc::sigfillset(signals.as_mut_ptr());
-            check(libc::posix_spawnattr_setsigdefault(&mut attributes, signals.as_ptr()))?;
-            #[allow(clippy::useless_conversion, reason = "c_int or c_short, depending on the C library")]
-            let flags = i32::from(libc::POSIX_SPAWN_SETSID)
-                | i32::from(libc::POSIX_SPAWN_SETSIGMASK)
-                | i32::from(libc::POSIX_SPAWN_SETSIGDEF);
-            let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
-            check(libc::posix_spawnattr_setflags(&mut attributes, flags))?;
-            check(libc::posix_spawn(
-                &mut pid,
-                what.program.as_ptr(),
-                &actions,
-                &attributes,
-                argv.as_ptr(),
-                env.as_ptr(),
-            ))
-        })();
-        libc::posix_spawn_file_actions_destroy(&mut actions);
-        libc::posix_spawnattr_destroy(&mut attributes);
-        result?;
+    let child = Child { what, argv: &argv, env: &env, step: AtomicI32::new(0), errno: AtomicI32::new(0) };
+    // The child's own: it runs while this function's frame has to stay as it is.
+    let mut stack = vec![MaybeUninit::<StackLine>::uninit(); STACK_BYTES / size_of::<StackLine>()];
+    let blocked = BlockedSignals::all()?;
+    let cloned = match what.cgroup.map(|cgroup| clone_into(cgroup, &child, &mut stack)) {
+        Some(Err(error)) if no_clone_into(&error) => clone(&child, &mut stack).map(|pid| (pid, false)),
+        Some(cloned) => cloned.map(|pid| (pid, true)).map_err(|source| Step::failed("start in its cgroup", source)),
+        None => clone(&child, &mut stack).map(|pid| (pid, false)),
+    };
+    let (pid, in_cgroup) = cloned?;
+    let errno = child.errno.load(Ordering::Relaxed);
+    if errno != 0 {
+        // SAFETY: our own child, which has ended without becoming the program; no status is wanted.
+        unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+        let source = io::Error::from_raw_os_error(errno);
+        let step = usize::try_from(child.step.load(Ordering::Relaxed)).ok().and_then(|step| STEPS.get(step));
+        return Err(step.map_or_else(|| io::Error::from_raw_os_error(errno), |step| Step::failed(step, source)));
     }
-    u32::try_from(pid).map_err(|_| io::Error::other("posix_spawn returned no process id"))
+    drop(blocked);
+    let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone returned no process id"))?;
+    Ok(Spawned { pid, in_cgroup })
+}
+
+/// What a child does before it is the program, in this order, as far as its failing says more than
+/// the error's number does.
+const STEPS: [&str; 4] =
+    ["enter its network namespace", "begin its session", "place its descriptors", "enter its directory"];
+
+/// Which step of a start failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+struct Step {
+    step: &'static str,
+    source: io::Error,
+}
+
+impl Step {
+    fn failed(step: &'static str, source: io::Error) -> io::Error {
+        io::Error::new(source.kind(), Self { step, source })
+    }
+}
+
+/// The child needs some hundred bytes of it.
+const STACK_BYTES: usize = 64 << 10;
+
+/// A piece of a stack: as aligned as the ABI wants the whole.
+type StackLine = u128;
+
+/// What parent and child share: all that the child reads, and where it says why it failed.
+#[derive(Debug)]
+struct Child<'a> {
+    what: &'a Spawn<'a>,
+    argv: &'a [*const c_char],
+    env: &'a [*const c_char],
+    /// Which of [`STEPS`] is under way.
+    step: AtomicI32,
+    /// Why it failed; 0 until then.
+    errno: AtomicI32,
+}
+
+impl Child<'_> {
+    /// Becomes the program, or leaves the reason.
+    ///
+    /// The memory, its locks included, is the parent's, whose other threads run on: no allocation,
+    /// no panic, nothing but system calls.
+    ///
+    /// # Safety
+    /// Called by a process that shares this memory with its suspended parent, and nothing else.
+    unsafe fn exec(&self) {
+        let done = |result: c_int| {
+            if result == -1 {
+                self.errno.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+            } else {
+                self.step.fetch_add(1, Ordering::Relaxed);
+            }
+            result != -1
+        };
+        // SAFETY: plain system calls, as far as it matters here without state in the C library: the
+        // descriptors, strings and lists are those of `spawn`, which waits.
+        unsafe {
+            // First, for the descriptors below may take this one's number.
+            let netns = self.what.netns.map_or(0, |netns| libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET));
+            if !done(netns) || !done(libc::setsid()) {
+                return;
+            }
+            for (number, fd) in (0..).zip(&self.what.fds) {
+                if libc::dup2(fd.as_raw_fd(), number) == -1 {
+                    done(-1);
+                    return;
+                }
+            }
+            if !done(0) || !done(libc::chdir(self.what.dir.as_ptr())) {
+                return;
+            }
+            let mut default = std::mem::zeroed::<libc::sigaction>();
+            default.sa_sigaction = libc::SIG_DFL;
+            // Those that the parent ignores too, which exec would leave ignored. Some may not be
+            // set: they are as they should be.
+            for signal in 1..=libc::SIGRTMAX() {
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
+            }
+            let mut none = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            done(libc::execve(self.what.program.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()));
+        }
+    }
+}
+
+/// Where a child begins.
+extern "C" fn begin(child: *mut c_void) -> c_int {
+    // SAFETY: `spawn` waits with its `Child`, which this points to, until we have become another
+    // program or ended.
+    unsafe {
+        (*child.cast::<Child<'_>>()).exec();
+        libc::_exit(127)
+    }
+}
+
+/// A child that shares our memory, on this stack, as `vfork` makes it.
+fn clone(child: &Child<'_>, stack: &mut [MaybeUninit<StackLine>]) -> io::Result<libc::pid_t> {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `begin` gets what it expects; the stack grows down from the end of a slice that
+    // nobody else uses, and is aligned. The call returns when the child needs neither any more.
+    let pid = unsafe {
+        libc::clone(begin, stack.as_mut_ptr_range().end.cast(), flags, ptr::from_ref(child).cast_mut().cast())
+    };
+    if pid == -1 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+}
+
+/// As [`clone`], and in that cgroup from its first moment: moving a process there later takes
+/// milliseconds.
+fn clone_into(
+    cgroup: BorrowedFd<'_>,
+    child: &Child<'_>,
+    stack: &mut [MaybeUninit<StackLine>],
+) -> io::Result<libc::pid_t> {
+    /// Of linux/sched.h.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    /// `struct clone_args` of linux/sched.h, as of version 2.
+    #[derive(Debug, Default)]
+    #[repr(C, align(8))]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    let args = CloneArgs {
+        flags: CLONE_INTO_CGROUP | u64::from((libc::CLONE_VM | libc::CLONE_VFORK).unsigned_abs()),
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        stack: stack.as_mut_ptr().expose_provenance() as u64,
+        stack_size: size_of_val(stack) as u64,
+        cgroup: u64::from(cgroup.as_raw_fd().unsigned_abs()),
+        ..CloneArgs::default()
+    };
+    let returned: i64;
+    // SAFETY: `args` has the layout the kernel expects, and says how large it is. The parent comes
+    // out of the system call when the child needs its memory no more, with all registers but those
+    // listed as they were. The child comes out of it on its own stack, which is aligned and nobody
+    // else's, calls `begin` with what that expects, and never returns.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => returned,
+            in("rdi") &raw const args,
+            in("rsi") size_of::<CloneArgs>(),
+            in("r12") ptr::from_ref(child),
+            in("r13") begin as extern "C" fn(*mut c_void) -> c_int,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    match i32::try_from(returned) {
+        Ok(pid) if pid > 0 => Ok(pid),
+        Ok(errno) if errno < 0 => Err(io::Error::from_raw_os_error(-errno)),
+        _ => Err(io::Error::other("clone3 returned no process id")),
+    }
+}
+
+/// Whether nobody can be started in a cgroup here: no such call, a kernel that does not know so
+/// much of its argument, or a filter that does not.
+fn no_clone_into(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::E2BIG | libc::EINVAL | libc::EPERM))
+}
+
+/// No signal reaches this thread while this lives: a handler of ours, run by a child, would run in
+/// our memory.
+#[derive(Debug)]
+struct BlockedSignals {
+    before: libc::sigset_t,
+}
+
+impl BlockedSignals {
+    fn all() -> io::Result<Self> {
+        // SAFETY: both sets are initialised by the calls that write them, or are all zeroes.
+        let (code, before) = unsafe {
+            let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            (libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before), before)
+        };
+        if code == 0 { Ok(Self { before }) } else { Err(io::Error::from_raw_os_error(code)) }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut()) };
+    }
 }
 
 const PAGE_IS_FILE: u64 = 1 << 2;
@@ -221,6 +409,18 @@ pub(crate) fn tsc() -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    /// A network namespace of nobody's, for tests. It takes root.
+    pub(crate) fn new_netns() -> io::Result<OwnedFd> {
+        let made = std::thread::spawn(|| {
+            // SAFETY: this thread gets a network namespace of its own, and ends.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
+        });
+        made.join().map_err(|_| io::Error::other("the thread panicked"))?
+    }
 
     /// A private, writable mapping of a file, for tests.
     pub(crate) struct MappedPrivately(*mut u8, usize);

@@ -61,7 +61,16 @@ pub(crate) fn start(spec: &LaunchSpec) -> Result<Started, LaunchError> {
     let args = ["--api-sock", API_SOCKET, "--id", process::NAME, "--log-path", VMM_LOG, "--level", "Warn"];
     let started = process::boot_id().and_then(|boot_id| {
         let args = args.map(Into::into).into();
-        let program = Program { path: program.clone(), args, dir: spec.dir.clone(), stdout, stderr, fds: Vec::new() };
+        let program = Program {
+            path: program.clone(),
+            args,
+            dir: spec.dir.clone(),
+            stdout,
+            stderr,
+            fds: Vec::new(),
+            netns: None,
+            cgroup: None,
+        };
         Ok((process::start(program)?, boot_id))
     });
     let (process, boot_id) = started.map_err(|source| LaunchError::Spawn { program, source })?;

@@ -161,6 +161,8 @@ mod tests {
             stdout: open("out"),
             stderr: open(crate::spec::VMM_LOG),
             fds: Vec::new(),
+            netns: None,
+            cgroup: None,
         };
         process::start(program).expect("a shell starts")
     }

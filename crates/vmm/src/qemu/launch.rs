@@ -105,8 +105,16 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
     };
     let boot_id = process::boot_id();
     let started = boot_id.and_then(|boot_id| {
-        let process =
-            process::start(Program { path: program.clone(), args, dir: spec.dir.clone(), stdout, stderr, fds })?;
+        let process = process::start(Program {
+            path: program.clone(),
+            args,
+            dir: spec.dir.clone(),
+            stdout,
+            stderr,
+            fds,
+            netns: None,
+            cgroup: None,
+        })?;
         let seat = Seat {
             pid: process.pid,
             start_ticks: process.start_ticks,
