@@ -13,6 +13,7 @@ use hearth_vmm::BackendProbe;
 
 use crate::config::{Config, ServeOptions};
 use crate::hatch::Hatch;
+use crate::host::Vmms;
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -96,11 +97,13 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
             not_available(probe)
         });
     }
+    let cgroups = cgroups(&vmms);
     checks.push(match vmms.accel {
         Accel::Kvm => Check::new("KVM", Verdict::Ok, vmms.accel_why),
         Accel::Tcg => Check::new("KVM", Verdict::Warn, format!("{}; guests are translated (TCG)", vmms.accel_why))
             .remedy("for speed, use a host with hardware virtualisation"),
     });
+    checks.push(cgroups);
     checks.push(hatch(&config));
     checks.push(kernel(&config));
     checks.extend(TOOLS.iter().map(|(tool, package, missing, what_for)| {
@@ -130,6 +133,18 @@ fn not_available(probe: &BackendProbe) -> Check {
         Backend::QemuMicrovm | Backend::Qemu => (Verdict::Fail, "`hearth doctor --fix`, or set qemu.path"),
     };
     Check::new(probe.backend.to_string(), verdict, probe.why.clone()).remedy(remedy)
+}
+
+fn cgroups(vmms: &Vmms) -> Check {
+    let name = "cgroups";
+    match vmms.launcher.cgroups() {
+        Ok(parent) => {
+            Check::new(name, Verdict::Ok, format!("version 2: each VMM has its own below {}", parent.display()))
+        }
+        Err(why) => Check::new(name, Verdict::Warn, format!("{why}; VMMs are in the daemon's own")).remedy(
+            "mount cgroups of version 2, writable, and run as root; or end the daemon alone (KillMode=process)",
+        ),
+    }
 }
 
 fn hatch(config: &Config) -> Check {

@@ -26,6 +26,10 @@ use crate::run::blocking;
 
 /// Brings every recorded instance under a driver.
 pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
+    // Before any VMM is started: one whose VMM is about to come is empty too.
+    if let Err(error) = host.vmms.launcher.sweep_cgroups() {
+        warn!(%error, "cgroups of VMMs that have ended could not be swept");
+    }
     let snapshots = host.data.snapshots();
     let known: std::collections::BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
     let swept = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;

@@ -127,6 +127,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
     let vmms = probe(&config).await;
     info!(accel = vmms.accel.as_str(), why = vmms.accel_why, "guests are run with");
+    match vmms.launcher.cgroups() {
+        Ok(parent) => info!(parent = %parent.display(), "each VMM has a cgroup of its own"),
+        Err(why) => info!(why, "VMMs are in this daemon's cgroup: whoever ends all of that ends them"),
+    }
     let host = Host::new(config, data, store, vmms)?;
     let registry = Registry::new(Arc::clone(&host));
     crate::recover::recover_all(&host, &registry).await.map_err(ServeError::Recover)?;
@@ -167,7 +171,8 @@ pub(crate) async fn probe(config: &Config) -> Vmms {
         AccelChoice::Kvm => (Accel::Kvm, "the configuration says so".into()),
         AccelChoice::Tcg => (Accel::Tcg, "the configuration says so".into()),
     };
-    Vmms { accel, accel_why, probes, launcher: hearth_vmm::Launcher::Real }
+    let cgroups = hearth_vmm::Cgroups::of(&config.data_dir);
+    Vmms { accel, accel_why, probes, launcher: hearth_vmm::Launcher::Real(cgroups) }
 }
 
 fn init_log(config: &Config) {

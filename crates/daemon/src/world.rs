@@ -70,6 +70,7 @@ pub(crate) struct Picture {
     /// By instance: its state, and the files in its directory.
     instances: BTreeMap<String, (String, Vec<String>)>,
     vmms: usize,
+    cgroups: usize,
     /// Snapshot records, internal ones too, and directories of bundles.
     snapshots: (usize, usize),
     /// Imports that are under way.
@@ -183,7 +184,7 @@ impl World {
     pub(crate) fn fake(&self) -> &FakeHost {
         match &self.host.vmms.launcher {
             Launcher::Fake(fake) => fake,
-            Launcher::Real => panic!("VMMs are fake here"),
+            Launcher::Real(_) => panic!("VMMs are fake here"),
         }
     }
 
@@ -217,6 +218,7 @@ impl World {
         Picture {
             instances,
             vmms: self.fake().alive().len(),
+            cgroups: self.fake().cgroups().len(),
             snapshots: (
                 self.host.store.snapshots().expect("readable").len(),
                 std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),

@@ -1,4 +1,4 @@
-//! What Hearth has left on the host: processes, and files below the data directory.
+//! What Hearth has left on the host: processes, cgroups, and files below the data directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub struct Traces {
     /// Processes whose working directory is in an instance's.
     pub processes: Vec<String>,
+    /// Cgroups of VMMs, and the one that they are in.
+    pub cgroups: Vec<PathBuf>,
     /// What is in `instances/`, by name.
     pub instances: Vec<String>,
     /// What is in `snapshots/`, by name.
@@ -25,6 +27,7 @@ impl Traces {
         let processes = vmms(data).into_iter().map(|(pid, cwd)| format!("{pid} in {}", cwd.display())).collect();
         Self {
             processes,
+            cgroups: cgroups(data),
             instances: names(&data.join("instances")),
             snapshots: names(&data.join("snapshots")),
             images: names(&data.join("images")),
@@ -34,7 +37,7 @@ impl Traces {
     /// Whether nothing of any instance or snapshot is there.
     #[must_use]
     pub fn no_instances(&self) -> bool {
-        self.processes.is_empty() && self.instances.is_empty() && self.snapshots.is_empty()
+        self.processes.is_empty() && self.cgroups.is_empty() && self.instances.is_empty() && self.snapshots.is_empty()
     }
 }
 
@@ -59,6 +62,19 @@ pub(crate) fn vmms(dir: &Path) -> Vec<(i32, PathBuf)> {
         .collect()
 }
 
+/// The cgroup of a data directory, wherever version 2 is mounted, after those in it.
+fn cgroups(data: &Path) -> Vec<PathBuf> {
+    let name = format!("hearth{}", data.to_string_lossy().replace('-', "\\x2d").replace('/', "-"));
+    let parents = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| Path::new(mount).join(&name));
+    let there = parents.into_iter().filter(|parent| parent.is_dir());
+    there
+        .flat_map(|parent| {
+            let inside = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
+            inside.filter(|path| path.is_dir()).chain([parent.clone()]).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 /// Kills what works below `dir`, so that a story that failed leaves nothing running.
 pub(crate) fn kill_vmms(dir: &Path) {
     for (pid, _) in vmms(dir) {
@@ -66,5 +82,9 @@ pub(crate) fn kill_vmms(dir: &Path) {
             // It may be gone already.
             kill_process(pid, Signal::KILL).ok();
         }
+    }
+    for cgroup in cgroups(dir) {
+        // Who was killed may not have left yet: what stays then is empty, and nobody's.
+        fs::remove_dir(cgroup).ok();
     }
 }

@@ -56,6 +56,8 @@ pub struct FakeHost {
 struct State {
     vmms: BTreeMap<u32, Running>,
     launched: u32,
+    /// The directories of VMMs that have a cgroup: it stays when a VMM ends by itself.
+    cgroups: BTreeSet<PathBuf>,
     calls: u32,
     fail: Option<(u32, When)>,
 }
@@ -104,6 +106,12 @@ impl FakeHost {
     #[must_use]
     pub fn alive(&self) -> Vec<Seat> {
         self.lock().vmms.values().map(|vmm| vmm.seat.clone()).collect()
+    }
+
+    /// The directories of VMMs whose cgroups are there.
+    #[must_use]
+    pub fn cgroups(&self) -> BTreeSet<PathBuf> {
+        self.lock().cgroups.clone()
     }
 
     /// How many calls were made, of any kind.
@@ -222,8 +230,21 @@ impl FakeHost {
     pub(crate) fn kill_in(&self, dir: &Path) -> Result<(), KillError> {
         self.call(KillError::Demanded, || {
             self.end(dir, Ended::Signal(9));
-            remove_sockets(dir)
+            self.remove_traces(dir)
         })
+    }
+
+    /// Removes what a VMM that has ended left.
+    pub(crate) fn remove_traces(&self, dir: &Path) -> Result<(), KillError> {
+        self.lock().cgroups.remove(dir);
+        remove_sockets(dir)
+    }
+
+    /// Removes the cgroups of VMMs that have ended.
+    pub(crate) fn sweep(&self) {
+        let mut state = self.lock();
+        let inhabited = state.vmms.values().map(|vmm| vmm.seat.dir.clone()).collect();
+        state.cgroups = state.cgroups.intersection(&inhabited).cloned().collect();
     }
 
     fn launch(
@@ -278,6 +299,7 @@ impl FakeHost {
             _sockets: sockets,
         };
         state.vmms.insert(seat.pid, vmm);
+        state.cgroups.insert(spec.dir.clone());
         Ok(Fake { host: self.clone(), seat, exit })
     }
 
@@ -412,7 +434,7 @@ impl Fake {
     pub(crate) async fn kill(&self) -> Result<(), KillError> {
         self.host.call(KillError::Demanded, || {
             self.host.lock().end(self.seat.pid, Ended::Signal(9));
-            remove_sockets(&self.seat.dir)
+            self.host.remove_traces(&self.seat.dir)
         })
     }
 

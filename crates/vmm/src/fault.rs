@@ -216,7 +216,7 @@ impl Kind for AdoptError {
     }
 }
 
-/// A VMM may still be there, or some of its sockets.
+/// A VMM may still be there, or some of its sockets, or its cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
     /// It was not found out whether it is there.
@@ -239,6 +239,13 @@ pub enum KillError {
         #[source]
         source: io::Error,
     },
+    /// Its cgroup could not be removed.
+    #[error("remove the cgroup {}", path.display())]
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// Made to fail by a test's fake.
     #[cfg(feature = "fake")]
     #[error("kill, as a test demanded")]
@@ -249,7 +256,7 @@ impl Kind for KillError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Look(source) => source.kind(),
-            Self::Signal { source, .. } | Self::Socket { source, .. } => io_kind(source),
+            Self::Signal { source, .. } | Self::Socket { source, .. } | Self::Cgroup { source, .. } => io_kind(source),
             Self::Lingers { .. } => ErrorKind::HostFailed,
             #[cfg(feature = "fake")]
             Self::Demanded => ErrorKind::HostFailed,

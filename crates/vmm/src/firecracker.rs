@@ -25,6 +25,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
+use crate::cgroup::Cgroups;
 use crate::ending::{self, end, remove_sockets};
 use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
 use crate::process::{self, Exit, Process};
@@ -59,9 +60,9 @@ enum Vcpus {
 }
 
 /// Boots; vCPUs run when it returns.
-pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Firecracker, LaunchError> {
+pub(crate) async fn boot(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Firecracker, LaunchError> {
     launch::check_boot_files(spec)?;
-    let mut ready = launch::start(spec)?.ready().await?;
+    let mut ready = launch::start(cgroups, spec)?.ready().await?;
     match launch::configure(&mut ready, spec).await {
         Ok(seat) => Ok(Firecracker::new(ready.process, seat, ready.api, Vcpus::Running)),
         Err(error) => Err(ending::give_up(&ready.process, &spec.dir, error.into()).await),
@@ -69,8 +70,8 @@ pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Firecracker, LaunchError> 
 }
 
 /// `None`: looked, and it is not there.
-pub(crate) fn adopt(seat: &Seat) -> Result<Option<Firecracker>, AdoptError> {
-    let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir)
+pub(crate) fn adopt(cgroups: &Cgroups, seat: &Seat) -> Result<Option<Firecracker>, AdoptError> {
+    let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir, cgroups.path(&seat.dir))
         .map_err(|source| AdoptError::Look { pid: seat.pid, source })?;
     Ok(found.map(|process| Firecracker::new(process, seat.clone(), Api::new(&seat.dir), Vcpus::Unknown)))
 }

@@ -12,7 +12,8 @@ use std::path::Path;
 use hearth_model::foreign::Described;
 use hearth_model::{Backend, LoadPlan};
 
-use crate::ending::{kill_in, remove_sockets};
+use crate::cgroup::Cgroups;
+use crate::ending::{kill_in, remove_traces};
 #[cfg(feature = "fake")]
 use crate::fake::FakeHost;
 use crate::fault::{AdoptError, KillError, LaunchError};
@@ -21,11 +22,10 @@ use crate::vmm::{Adopted, Loaded, Vmm};
 use crate::{firecracker, qemu};
 
 /// Starts and finds VMMs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum Launcher {
-    /// As processes of this host.
-    #[default]
-    Real,
+    /// As processes of this host, each in a cgroup of its own where it can be.
+    Real(Cgroups),
     /// In memory.
     #[cfg(feature = "fake")]
     Fake(FakeHost),
@@ -39,7 +39,7 @@ pub struct Started(Begun);
 enum Begun {
     Firecracker(firecracker::Started),
     /// QEMU is told its files when it starts.
-    Qemu(LaunchSpec),
+    Qemu(Cgroups, LaunchSpec),
     #[cfg(feature = "fake")]
     Fake(FakeHost, LaunchSpec),
 }
@@ -65,9 +65,9 @@ impl Launcher {
     /// refuses. No process and no socket is left then.
     pub async fn boot(&self, spec: &LaunchSpec) -> Result<Vmm, LaunchError> {
         match self {
-            Self::Real => match spec.machine.backend {
-                Backend::Firecracker => Ok(Vmm::Firecracker(Box::pin(firecracker::boot(spec)).await?)),
-                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(Box::pin(qemu::boot(spec)).await?)),
+            Self::Real(cgroups) => match spec.machine.backend {
+                Backend::Firecracker => Ok(Vmm::Firecracker(Box::pin(firecracker::boot(cgroups, spec)).await?)),
+                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(Box::pin(qemu::boot(cgroups, spec)).await?)),
             },
             #[cfg(feature = "fake")]
             Self::Fake(host) => host.boot(spec).map(Vmm::Fake),
@@ -82,9 +82,9 @@ impl Launcher {
     #[allow(clippy::unused_async, reason = "a process of a pool will have to be waited for")]
     pub async fn start(&self, spec: &LaunchSpec) -> Result<Started, LaunchError> {
         match self {
-            Self::Real => match spec.machine.backend {
-                Backend::Firecracker => Ok(Started(Begun::Firecracker(firecracker::launch::start(spec)?))),
-                Backend::QemuMicrovm | Backend::Qemu => Ok(Started(Begun::Qemu(spec.clone()))),
+            Self::Real(cgroups) => match spec.machine.backend {
+                Backend::Firecracker => Ok(Started(Begun::Firecracker(firecracker::launch::start(cgroups, spec)?))),
+                Backend::QemuMicrovm | Backend::Qemu => Ok(Started(Begun::Qemu(cgroups.clone(), spec.clone()))),
             },
             #[cfg(feature = "fake")]
             Self::Fake(host) => Ok(Started(Begun::Fake(host.clone(), spec.clone()))),
@@ -106,8 +106,8 @@ impl Launcher {
     /// As [`Self::load`]; the backend cannot tell. No process and no socket is left then.
     pub async fn inspect(&self, spec: &LaunchSpec, from: &SavedState) -> Result<Described, LaunchError> {
         match self {
-            Self::Real => match spec.machine.backend {
-                Backend::Firecracker => Box::pin(firecracker::inspect::inspect(spec, from)).await,
+            Self::Real(cgroups) => match spec.machine.backend {
+                Backend::Firecracker => Box::pin(firecracker::inspect::inspect(cgroups, spec, from)).await,
                 backend @ (Backend::QemuMicrovm | Backend::Qemu) => {
                     Err(LaunchError::WrongFormat { vmstate: from.vmstate.clone(), format: from.format, backend })
                 }
@@ -124,9 +124,9 @@ impl Launcher {
     #[allow(clippy::unused_async, reason = "other backends have to ask their process")]
     pub async fn adopt(&self, seat: &Seat) -> Result<Adopted, AdoptError> {
         let found = match self {
-            Self::Real => match seat.backend {
-                Backend::Firecracker => firecracker::adopt(seat)?.map(Vmm::Firecracker),
-                Backend::QemuMicrovm | Backend::Qemu => qemu::adopt(seat)?.map(Vmm::Qemu),
+            Self::Real(cgroups) => match seat.backend {
+                Backend::Firecracker => firecracker::adopt(cgroups, seat)?.map(Vmm::Firecracker),
+                Backend::QemuMicrovm | Backend::Qemu => qemu::adopt(cgroups, seat)?.map(Vmm::Qemu),
             },
             #[cfg(feature = "fake")]
             Self::Fake(host) => host.adopt(seat)?.map(Vmm::Fake),
@@ -134,7 +134,7 @@ impl Launcher {
         Ok(found.map_or(Adopted::Gone, Adopted::Alive))
     }
 
-    /// Ends whatever VMM sits there and removes its sockets; nothing there is success. Without a
+    /// Ends whatever VMM sits there and removes its sockets and its cgroup; nothing there is success. Without a
     /// seat, for a launch that was cut off before its seat was recorded, the VMM is found by its
     /// working directory.
     ///
@@ -143,14 +143,46 @@ impl Launcher {
     pub async fn clean_up(&self, dir: &Path, seat: Option<&Seat>) -> Result<(), KillError> {
         let Some(seat) = seat else {
             return match self {
-                Self::Real => kill_in(dir).await,
+                Self::Real(cgroups) => kill_in(cgroups, dir).await,
                 #[cfg(feature = "fake")]
                 Self::Fake(host) => host.kill_in(dir),
             };
         };
         match self.adopt(seat).await.map_err(KillError::Look)? {
             Adopted::Alive(vmm) => vmm.kill().await,
-            Adopted::Gone => remove_sockets(dir),
+            Adopted::Gone => match self {
+                Self::Real(cgroups) => remove_traces(cgroups, dir).await,
+                #[cfg(feature = "fake")]
+                Self::Fake(host) => host.remove_traces(dir),
+            },
+        }
+    }
+
+    /// The directory in which each VMM gets a cgroup of its own, or why it gets none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn cgroups(&self) -> Result<&Path, &str> {
+        match self {
+            Self::Real(cgroups) => cgroups.parent(),
+            #[cfg(feature = "fake")]
+            Self::Fake(_) => Err("its VMMs are no processes"),
+        }
+    }
+
+    /// Removes the cgroups of VMMs that ended while no daemon ran. To be called while none is being
+    /// started.
+    ///
+    /// # Errors
+    /// They cannot be listed, or one cannot be removed.
+    pub fn sweep_cgroups(&self) -> std::io::Result<()> {
+        match self {
+            Self::Real(cgroups) => cgroups.sweep(),
+            #[cfg(feature = "fake")]
+            Self::Fake(host) => {
+                host.sweep();
+                Ok(())
+            }
         }
     }
 }
@@ -166,7 +198,9 @@ impl Started {
             Begun::Firecracker(started) => {
                 Ok(Ready(Waiting::Firecracker(Box::new(Box::pin(firecracker::prepare(started, from)).await?))))
             }
-            Begun::Qemu(spec) => Ok(Ready(Waiting::Qemu(Box::new(Box::pin(qemu::prepare(&spec, from)).await?)))),
+            Begun::Qemu(cgroups, spec) => {
+                Ok(Ready(Waiting::Qemu(Box::new(Box::pin(qemu::prepare(&cgroups, &spec, from)).await?))))
+            }
             #[cfg(feature = "fake")]
             Begun::Fake(host, spec) => Ok(Ready(Waiting::Fake(host, Box::new(spec), from.clone()))),
         }

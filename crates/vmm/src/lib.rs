@@ -8,6 +8,7 @@
 //! here knows what the guest says on its channel; nothing decides, records or retries.
 
 mod answer;
+mod cgroup;
 mod ending;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -25,6 +26,7 @@ mod sys;
 mod usage;
 mod vmm;
 
+pub use cgroup::Cgroups;
 pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
 pub use firecracker::probe::{KvmTrust, probe as probe_firecracker};
 pub use kvm::{accel, evidence};

@@ -8,7 +8,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::cgroup::Cgroup;
 use crate::spec::{VMM_ERRORS, VMM_LOG};
 use crate::sys;
 
@@ -81,9 +82,8 @@ pub(crate) struct Program {
     pub fds: Vec<OwnedFd>,
     /// The network namespace it is started in; the daemon's where there is none.
     pub netns: Option<Arc<OwnedFd>>,
-    /// The directory of the cgroup (version 2, and nothing but processes in it) that it is started
-    /// in; the daemon's where there is none.
-    pub cgroup: Option<OwnedFd>,
+    /// The cgroup that it is started in; the daemon's where there is none.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// A VMM's process, watched by a task until its end. A clone is another handle on the same one.
@@ -93,10 +93,29 @@ pub(crate) struct Process {
     pub start_ticks: u64,
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<Exit>>,
+    /// Its cgroup, which is removed after it.
+    pub cgroup: Option<Arc<Path>>,
 }
 
-/// Starts the program. On return it is at most a moment before `exec`.
-pub(crate) fn start(program: Program) -> io::Result<Process> {
+/// Starts the program. On return it is at most a moment before `exec`. When it fails, its cgroup is
+/// gone too.
+pub(crate) fn start(mut program: Program) -> io::Result<Process> {
+    let cgroup = program.cgroup.take();
+    match begin(&program, cgroup.as_ref()) {
+        Ok((process, None)) => Ok(Process { cgroup: cgroup.map(|cgroup| cgroup.into_path().into()), ..process }),
+        Ok((process, Some(refused))) => {
+            tracing::warn!(pid = process.pid, error = %refused, "the VMM is in the daemon's cgroup");
+            cgroup.into_iter().for_each(Cgroup::discard);
+            Ok(process)
+        }
+        Err(error) => {
+            cgroup.into_iter().for_each(Cgroup::discard);
+            Err(error)
+        }
+    }
+}
+
+fn begin(program: &Program, cgroup: Option<&Cgroup>) -> io::Result<(Process, Option<io::Error>)> {
     let null = File::open("/dev/null")?;
     let wanted = [null.as_fd(), program.stdout.as_fd(), program.stderr.as_fd()]
         .into_iter()
@@ -112,7 +131,7 @@ pub(crate) fn start(program: Program) -> io::Result<Process> {
         line.push(value);
         Some(c(&line))
     });
-    let sys::Spawned { pid, in_cgroup } = sys::spawn(&sys::Spawn {
+    let sys::Spawned { pid, not_in_cgroup } = sys::spawn(&sys::Spawn {
         argv: [c(program.path.as_os_str())]
             .into_iter()
             .chain(program.args.iter().map(|a| c(a)))
@@ -122,27 +141,48 @@ pub(crate) fn start(program: Program) -> io::Result<Process> {
         dir: c(program.dir.as_os_str())?,
         fds: fds.iter().map(AsFd::as_fd).collect(),
         netns: program.netns.as_deref().map(AsFd::as_fd),
-        cgroup: program.cgroup.as_ref().map(AsFd::as_fd),
+        cgroup: cgroup.map(Cgroup::dir),
     })?;
-    if program.cgroup.is_some() && !in_cgroup {
-        tracing::debug!(pid, "this kernel starts nobody in a cgroup: the VMM is in the daemon's");
-    }
     // Our own child, which nobody else waits for: its pid is its own until we have waited.
     let raw = raw_pid(pid)?;
     let watched = || {
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
         let stat = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?;
-        watch_end(pid, stat.start_ticks, pidfd, program.dir)
+        watch_end(pid, stat.start_ticks, pidfd, program.dir.clone(), None)
     };
-    watched().inspect_err(|_| {
+    let process = watched().inspect_err(|_| {
         // For instance no descriptor is left: then nobody would know of the child.
         let _ = rustix::process::kill_process(raw, Signal::KILL);
         let _ = rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty());
-    })
+    })?;
+    Ok((process, not_in_cgroup))
 }
 
-/// Finds a process again. `None`: looked, and it is not there any more.
-pub(crate) fn find(pid: u32, start_ticks: u64, boot: &str, dir: &Path) -> io::Result<Option<Process>> {
+/// Starts a program that ends at once in a cgroup, to see whether that can be done.
+pub(crate) fn try_in_cgroup(program: &Path, cgroup: BorrowedFd<'_>) -> io::Result<()> {
+    let program = CString::new(program.as_os_str().as_bytes())?;
+    let null = sys::above(File::options().read(true).write(true).open("/dev/null")?.as_fd(), 3)?;
+    let started = sys::spawn(&sys::Spawn {
+        argv: vec![program.clone()],
+        program,
+        env: Vec::new(),
+        dir: c"/".to_owned(),
+        fds: vec![null.as_fd(); 3],
+        netns: None,
+        cgroup: Some(cgroup),
+    })?;
+    rustix::process::waitpid(Some(raw_pid(started.pid)?), rustix::process::WaitOptions::empty())?;
+    started.not_in_cgroup.map_or(Ok(()), Err)
+}
+
+/// Finds a process again. `None`: looked, and it is not there any more. `cgroup` is where it may be.
+pub(crate) fn find(
+    pid: u32,
+    start_ticks: u64,
+    boot: &str,
+    dir: &Path,
+    cgroup: Option<PathBuf>,
+) -> io::Result<Option<Process>> {
     if boot != boot_id()? {
         return Ok(None);
     }
@@ -153,7 +193,7 @@ pub(crate) fn find(pid: u32, start_ticks: u64, boot: &str, dir: &Path) -> io::Re
     };
     match stat(pid)? {
         Some(stat) if stat.start_ticks == start_ticks && !stat.dead => {
-            watch_end(pid, start_ticks, pidfd, dir.to_owned()).map(Some)
+            watch_end(pid, start_ticks, pidfd, dir.to_owned(), cgroup.map(Into::into)).map(Some)
         }
         _ => Ok(None),
     }
@@ -191,7 +231,13 @@ pub(crate) enum KillProblem {
     Lingers(Duration),
 }
 
-fn watch_end(pid: u32, start_ticks: u64, pidfd: OwnedFd, dir: PathBuf) -> io::Result<Process> {
+fn watch_end(
+    pid: u32,
+    start_ticks: u64,
+    pidfd: OwnedFd,
+    dir: PathBuf,
+    cgroup: Option<Arc<Path>>,
+) -> io::Result<Process> {
     let pidfd = Arc::new(pidfd);
     let (tell, exit) = watch::channel(None);
     let ready = sys::watched(Arc::clone(&pidfd))?;
@@ -205,7 +251,7 @@ fn watch_end(pid: u32, start_ticks: u64, pidfd: OwnedFd, dir: PathBuf) -> io::Re
         tracing::debug!(pid, %ended, "VMM process ended");
         let _ = tell.send(Some(Exit { ended, log_tail }));
     });
-    Ok(Process { pid, start_ticks, pidfd, exit })
+    Ok(Process { pid, start_ticks, pidfd, exit, cgroup })
 }
 
 fn reap(pidfd: &AsyncFd<Arc<OwnedFd>>) -> Ended {
@@ -338,7 +384,7 @@ pub(crate) fn look_up(program: &Path) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -356,14 +402,14 @@ mod tests {
         let me = std::process::id();
         let boot = boot_id().expect("a boot id");
         let ticks = stat(me).expect("stat").expect("this process").start_ticks;
-        let at = |ticks, boot: &str| find(me, ticks, boot, Path::new("/")).expect("could look").is_some();
+        let at = |ticks, boot: &str| find(me, ticks, boot, Path::new("/"), None).expect("could look").is_some();
         assert!(at(ticks, &boot));
         assert!(!at(ticks + 1, &boot), "the same pid, used again");
         assert!(!at(ticks, "another boot"));
     }
 
     /// A shell that runs a line with its output in `out`.
-    fn shell(dir: &Path, line: &str) -> Program {
+    pub(crate) fn shell(dir: &Path, line: &str) -> Program {
         let open = |name| File::create(dir.join(name)).expect("made");
         Program {
             path: "/bin/sh".into(),
@@ -441,26 +487,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_started_in_the_cgroup_it_is_given() {
-        // Version 2 is mounted at the one or, beside version 1, at the other.
-        let made = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().find_map(|root| {
-            let dir = Path::new(root).join(format!("hearth-test-{}", std::process::id()));
-            let v2 = Path::new(root).join("cgroup.procs").exists() && fs::create_dir(&dir).is_ok();
-            v2.then_some(dir)
-        });
-        let Some(cgroup) = made else {
-            return println!("SKIPPED: no cgroup of version 2 can be made here");
-        };
         let dir = tempfile::tempdir().expect("a directory");
+        let cgroups = crate::Cgroups::of(dir.path());
+        if let Err(why) = cgroups.parent() {
+            return println!("SKIPPED: no cgroups here: {why}");
+        }
         let program = Program {
-            cgroup: Some(File::open(&cgroup).expect("opened").into()),
+            cgroup: cgroups.make(dir.path()),
             netns: sys::tests::new_netns().ok().map(Arc::new),
             ..shell(dir.path(), "grep ^0: /proc/self/cgroup")
         };
         let process = start(program).expect("a shell starts");
         let said = said(dir.path(), &process).await;
-        fs::remove_dir(&cgroup).expect("nobody is in it any more");
-        let name = cgroup.file_name().expect("a name").to_string_lossy();
-        assert!(said.trim().ends_with(&format!("/{name}")), "{said}");
+        let path = cgroups.path(dir.path()).expect("a name");
+        assert!(path.ends_with(said.trim().trim_start_matches("0::/")), "{said} is not {path:?}");
+        cgroups.remove(dir.path()).await.expect("removed");
+        assert!(!path.exists());
     }
 
     #[test]

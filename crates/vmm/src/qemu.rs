@@ -19,6 +19,7 @@ use std::sync::Arc;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
+use crate::cgroup::Cgroups;
 use crate::ending::{end, remove_sockets};
 use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
 use crate::process::{self, Exit, Process};
@@ -40,14 +41,14 @@ struct Inner {
     control: Mutex<Option<Qmp>>,
 }
 
-pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Qemu, LaunchError> {
-    let started = launch::boot(spec).await?;
+pub(crate) async fn boot(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Qemu, LaunchError> {
+    let started = launch::boot(cgroups, spec).await?;
     Ok(Qemu::new(started.process, started.seat, None))
 }
 
 /// `None`: looked, and it is not there.
-pub(crate) fn adopt(seat: &Seat) -> Result<Option<Qemu>, AdoptError> {
-    let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir)
+pub(crate) fn adopt(cgroups: &Cgroups, seat: &Seat) -> Result<Option<Qemu>, AdoptError> {
+    let found = process::find(seat.pid, seat.start_ticks, &seat.boot_id, &seat.dir, cgroups.path(&seat.dir))
         .map_err(|source| AdoptError::Look { pid: seat.pid, source })?;
     Ok(found.map(|process| Qemu::new(process, seat.clone(), None)))
 }

@@ -42,9 +42,9 @@ pub(crate) struct Spawn<'a> {
 pub(crate) struct Spawned {
     /// The child's process id.
     pub pid: u32,
-    /// Whether it was started in the cgroup that was asked for. It was not where the kernel (before
-    /// 5.7) or a filter of system calls lets nobody be.
-    pub in_cgroup: bool,
+    /// Why it was not started in the cgroup that was asked for, but in the caller's: the kernel
+    /// (before 5.7) or a filter of system calls lets nobody be, or this cgroup takes none.
+    pub not_in_cgroup: Option<io::Error>,
 }
 
 /// Copies a descriptor to a number of at least `floor`, closed on exec.
@@ -66,12 +66,12 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<Spawned> {
     // The child's own: it runs while this function's frame has to stay as it is.
     let mut stack = vec![MaybeUninit::<StackLine>::uninit(); STACK_BYTES / size_of::<StackLine>()];
     let blocked = BlockedSignals::all()?;
-    let cloned = match what.cgroup.map(|cgroup| clone_into(cgroup, &child, &mut stack)) {
-        Some(Err(error)) if no_clone_into(&error) => clone(&child, &mut stack).map(|pid| (pid, false)),
-        Some(cloned) => cloned.map(|pid| (pid, true)).map_err(|source| Step::failed("start in its cgroup", source)),
-        None => clone(&child, &mut stack).map(|pid| (pid, false)),
+    let (pid, not_in_cgroup) = match what.cgroup.map(|cgroup| clone_into(cgroup, &child, &mut stack)) {
+        Some(Ok(pid)) => (pid, None),
+        // If it was for another reason, that is met again.
+        Some(Err(refused)) => (clone(&child, &mut stack)?, Some(refused)),
+        None => (clone(&child, &mut stack)?, None),
     };
-    let (pid, in_cgroup) = cloned?;
     let errno = child.errno.load(Ordering::Relaxed);
     if errno != 0 {
         // SAFETY: our own child, which has ended without becoming the program; no status is wanted.
@@ -82,7 +82,7 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<Spawned> {
     }
     drop(blocked);
     let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone returned no process id"))?;
-    Ok(Spawned { pid, in_cgroup })
+    Ok(Spawned { pid, not_in_cgroup })
 }
 
 /// What a child does before it is the program, in this order, as far as its failing says more than
@@ -254,12 +254,6 @@ fn clone_into(
         Ok(errno) if errno < 0 => Err(io::Error::from_raw_os_error(-errno)),
         _ => Err(io::Error::other("clone3 returned no process id")),
     }
-}
-
-/// Whether nobody can be started in a cgroup here: no such call, a kernel that does not know so
-/// much of its argument, or a filter that does not.
-fn no_clone_into(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::E2BIG | libc::EINVAL | libc::EPERM))
 }
 
 /// No signal reaches this thread while this lives: a handler of ours, run by a child, would run in

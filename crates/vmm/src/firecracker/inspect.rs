@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::launch::{self, Ready};
 use super::load::{COMMAND, explain};
+use crate::cgroup::Cgroups;
 use crate::ending::{end, give_up, remove_sockets};
 use crate::fault::{ControlError, LaunchError};
 use crate::spec::{LaunchSpec, SavedState, VSOCK_SOCKET};
@@ -15,16 +16,16 @@ use crate::spec::{LaunchSpec, SavedState, VSOCK_SOCKET};
 const NO_VSOCK: &str = "Unknown Vsock Device";
 
 /// Leaves no process and no socket.
-pub(crate) async fn inspect(spec: &LaunchSpec, from: &SavedState) -> Result<Described, LaunchError> {
-    match once(spec, from, true).await {
+pub(crate) async fn inspect(cgroups: &Cgroups, spec: &LaunchSpec, from: &SavedState) -> Result<Described, LaunchError> {
+    match once(cgroups, spec, from, true).await {
         // A load that is refused ends the process, so there is another one for this.
-        Err(LaunchError::Refused { answer, .. }) if answer.contains(NO_VSOCK) => once(spec, from, false).await,
+        Err(LaunchError::Refused { answer, .. }) if answer.contains(NO_VSOCK) => once(cgroups, spec, from, false).await,
         result => result,
     }
 }
 
-async fn once(spec: &LaunchSpec, from: &SavedState, vsock: bool) -> Result<Described, LaunchError> {
-    let mut ready = launch::start(spec)?.ready().await?;
+async fn once(cgroups: &Cgroups, spec: &LaunchSpec, from: &SavedState, vsock: bool) -> Result<Described, LaunchError> {
+    let mut ready = launch::start(cgroups, spec)?.ready().await?;
     let described = match ask(&mut ready, from, vsock).await {
         Ok(described) => described,
         Err(error) => {

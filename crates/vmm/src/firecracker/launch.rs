@@ -12,6 +12,7 @@ use serde_json::json;
 use super::control::Api;
 use super::ready::{self, Watch};
 use super::vsock::GUEST_CID;
+use crate::cgroup::Cgroups;
 use crate::ending::{give_up, remove_sockets};
 use crate::fault::{ControlError, LaunchError};
 use crate::file::open;
@@ -41,7 +42,7 @@ pub(crate) struct Ready {
 
 /// Starts the process. Nothing of a guest is needed for that: disks and memory may be put in place
 /// while it comes up.
-pub(crate) fn start(spec: &LaunchSpec) -> Result<Started, LaunchError> {
+pub(crate) fn start(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Started, LaunchError> {
     let program =
         process::look_up(&spec.program).ok_or_else(|| LaunchError::NoProgram { program: spec.program.clone() })?;
     let make = |what, name: &str| {
@@ -69,7 +70,7 @@ pub(crate) fn start(spec: &LaunchSpec) -> Result<Started, LaunchError> {
             stderr,
             fds: Vec::new(),
             netns: None,
-            cgroup: None,
+            cgroup: cgroups.make(&spec.dir),
         };
         Ok((process::start(program)?, boot_id))
     });

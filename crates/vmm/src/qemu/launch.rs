@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use hearth_model::{Accel, Backend};
 
 use super::control::Qmp;
+use crate::cgroup::Cgroups;
 use crate::ending::{give_up, remove_sockets};
 use crate::fault::LaunchError;
 use crate::file::open;
@@ -50,7 +51,7 @@ pub(crate) enum Begin {
 }
 
 /// Boots: vCPUs run when it returns.
-pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Started, LaunchError> {
+pub(crate) async fn boot(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Started, LaunchError> {
     open("kernel", &spec.machine.kernel)?;
     if let Some(initrd) = &spec.machine.initrd {
         open("initrd", initrd)?;
@@ -65,7 +66,7 @@ pub(crate) async fn boot(spec: &LaunchSpec) -> Result<Started, LaunchError> {
         path,
         source,
     })?;
-    start(spec, memory, Begin::Boot { tsc_khz }).await
+    start(cgroups, spec, memory, Begin::Boot { tsc_khz }).await
 }
 
 /// Never into an old file: it may have become a snapshot's by a link.
@@ -77,7 +78,12 @@ fn new_memory(path: &Path, bytes: u64) -> io::Result<File> {
 }
 
 /// Starts QEMU and waits for its greeting. When it fails, neither process nor socket is left.
-pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Result<Started, LaunchError> {
+pub(crate) async fn start(
+    cgroups: &Cgroups,
+    spec: &LaunchSpec,
+    memory: File,
+    begin: Begin,
+) -> Result<Started, LaunchError> {
     let program =
         process::look_up(&spec.program).ok_or_else(|| LaunchError::NoProgram { program: spec.program.clone() })?;
     for (what, name) in [("root file system", ROOTFS), ("overlay", OVERLAY)] {
@@ -113,7 +119,7 @@ pub(crate) async fn start(spec: &LaunchSpec, memory: File, begin: Begin) -> Resu
             stderr,
             fds,
             netns: None,
-            cgroup: None,
+            cgroup: cgroups.make(&spec.dir),
         })?;
         let seat = Seat {
             pid: process.pid,

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use super::Qemu;
 use super::control::Qmp;
 use super::launch::{self, Begin, STATE_FD, Started};
+use crate::cgroup::Cgroups;
 use crate::ending::give_up;
 use crate::fault::{ControlError, LaunchError};
 use crate::file::open;
@@ -27,7 +28,7 @@ pub(crate) struct Loading {
 }
 
 /// Starts a process over the saved memory; neither file is needed by name when it returns.
-pub(crate) async fn prepare(spec: &LaunchSpec, from: &SavedState) -> Result<Loading, LaunchError> {
+pub(crate) async fn prepare(cgroups: &Cgroups, spec: &LaunchSpec, from: &SavedState) -> Result<Loading, LaunchError> {
     let vmstate = spec.dir.join(&from.vmstate);
     if from.format != StateFormat::QemuDevices {
         return Err(LaunchError::WrongFormat { vmstate, format: from.format, backend: spec.machine.backend });
@@ -49,7 +50,7 @@ pub(crate) async fn prepare(spec: &LaunchSpec, from: &SavedState) -> Result<Load
     let (ours, theirs) = UnixStream::pair().map_err(unreadable)?;
     let theirs = theirs.into_std().and_then(|theirs| theirs.set_nonblocking(false).map(|()| theirs.into()));
     let begin = Begin::Load { state: theirs.map_err(unreadable)? };
-    let started = launch::start(spec, memory, begin).await?;
+    let started = launch::start(cgroups, spec, memory, begin).await?;
     Ok(Loading { started, stream: ours, state, vmstate })
 }
 

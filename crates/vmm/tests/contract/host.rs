@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use hearth_model::{Accel, Backend, LoadPlan, MemMib};
 use hearth_vmm::fake::FakeHost;
 use hearth_vmm::{
-    AGENT_SOCKET, LaunchSpec, Launcher, Loaded, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, SaveMemory, SavedState,
-    VMM_LOG, Vmm,
+    AGENT_SOCKET, Cgroups, LaunchSpec, Launcher, Loaded, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, SaveMemory,
+    SavedState, VMM_LOG, Vmm,
 };
 use tempfile::TempDir;
 
@@ -36,7 +36,7 @@ impl Host {
             Ok((kernel, initrd)) => {
                 let (accel, _) = hearth_vmm::accel();
                 Some(Self {
-                    launcher: Launcher::Real,
+                    launcher: Launcher::Real(Cgroups::of(tmp.path())),
                     fake: None,
                     machine: machine(backend, accel, kernel, initrd),
                     tmp,

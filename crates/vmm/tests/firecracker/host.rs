@@ -10,8 +10,8 @@ use hearth_model::{Accel, Backend, LoadPlan, MemMib};
 use hearth_simulated::faults::{self, Fault, Plan};
 use hearth_simulated::guest::{self, After, Params};
 use hearth_vmm::{
-    KvmTrust, LaunchError, LaunchSpec, Launcher, Loaded, MEMORY_BASE, Machine, OVERLAY, ROOTFS, SERIAL_LOG, SOCKETS,
-    SaveMemory, SavedState, Vmm,
+    Cgroups, KvmTrust, LaunchError, LaunchSpec, Launcher, Loaded, MEMORY_BASE, Machine, OVERLAY, ROOTFS, SERIAL_LOG,
+    SOCKETS, SaveMemory, SavedState, Vmm,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,8 @@ pub const MEMORY: MemMib = MemMib::MIN;
 
 pub struct Host {
     pub simulated: bool,
+    pub launcher: Launcher,
+    cgroups: Cgroups,
     tmp: TempDir,
     program: PathBuf,
     kernel: PathBuf,
@@ -58,9 +60,13 @@ impl Host {
         make: impl Fn(&Path, &Params) -> Result<PathBuf, guest::GuestError>,
     ) -> Result<Self, guest::GuestError> {
         let tmp = tempfile::tempdir().expect("a directory");
+        let cgroups = Cgroups::of(tmp.path());
+        if let Err(why) = cgroups.parent() {
+            eprintln!("SKIPPED: VMMs in cgroups of their own: {why}");
+        }
         let params = Params { pages: 40, stride: 3, step: 7, per_tick: 1, hz: 100, after: After::Listen };
         let kernel = make(tmp.path(), &params)?;
-        Ok(Self { simulated, tmp, program, kernel })
+        Ok(Self { simulated, launcher: Launcher::Real(cgroups.clone()), cgroups, tmp, program, kernel })
     }
 
     /// A new instance's directory, with its disks.
@@ -95,7 +101,7 @@ impl Host {
     }
 
     pub async fn boot(&self, name: &str) -> Vmm {
-        let vmm = Launcher::Real.boot(&self.spec(name)).await.unwrap_or_else(|error| panic!("boot {name}: {error:?}"));
+        let vmm = self.launcher.boot(&self.spec(name)).await.unwrap_or_else(|error| panic!("boot {name}: {error:?}"));
         ticks(&vmm, 3).await;
         vmm
     }
@@ -114,7 +120,7 @@ impl Host {
 
     pub async fn load(&self, bundle: &Bundle, name: &str, plan: &LoadPlan) -> Result<Loaded, LaunchError> {
         let (spec, state) = self.place(bundle, name);
-        Launcher::Real.load(&spec, &state, plan).await
+        self.launcher.load(&spec, &state, plan).await
     }
 
     /// A fork that runs when the load returns.
@@ -154,6 +160,29 @@ impl Host {
         let bundle = self.save(&vmm, name).await;
         vmm.kill().await.expect("ends");
         bundle
+    }
+
+    /// How many cgroups a VMM has here.
+    pub fn cgroups_each(&self) -> usize {
+        usize::from(self.cgroups.parent().is_ok())
+    }
+
+    /// What is left of a VMM: in its directory, in the process table, and its cgroup.
+    pub fn left(&self, dir: &Path) -> Vec<String> {
+        let mut left: Vec<String> = SOCKETS
+            .iter()
+            .filter(|name| dir.join(name).symlink_metadata().is_ok())
+            .map(|name| (*name).to_owned())
+            .collect();
+        let place = dir.canonicalize().expect("it is there");
+        for entry in fs::read_dir("/proc").expect("proc").flatten() {
+            if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == place) {
+                left.push(format!("process {}", entry.file_name().to_string_lossy()));
+            }
+        }
+        let cgroup = self.cgroups.parent().ok().map(|parent| parent.join(dir.file_name().expect("it has a name")));
+        left.extend(cgroup.filter(|cgroup| cgroup.exists()).map(|cgroup| format!("cgroup {}", cgroup.display())));
+        left
     }
 }
 
@@ -197,22 +226,6 @@ pub async fn answers(vmm: &Vmm) {
         assert_eq!(&back, b"hello");
     };
     tokio::time::timeout(PATIENCE, echo).await.expect("the guest answers");
-}
-
-/// What is left of a VMM in its directory.
-pub fn left(dir: &Path) -> Vec<String> {
-    let mut left: Vec<String> = SOCKETS
-        .iter()
-        .filter(|name| dir.join(name).symlink_metadata().is_ok())
-        .map(|name| (*name).to_owned())
-        .collect();
-    let place = dir.canonicalize().expect("it is there");
-    for entry in fs::read_dir("/proc").expect("proc").flatten() {
-        if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == place) {
-            left.push(format!("process {}", entry.file_name().to_string_lossy()));
-        }
-    }
-    left
 }
 
 /// Bytes that a file takes on disk.

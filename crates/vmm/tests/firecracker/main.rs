@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 
 use hearth_model::load::{DrivePatch, Replacements};
 use hearth_model::{ErrorKind, Kind, LoadPlan};
-use hearth_vmm::{
-    Adopted, Launcher, Loaded, MEMORY_BASE, OVERLAY, ROOTFS, Ram, RunState, SERIAL_LOG, SaveMemory, SocketWait,
-};
-use host::{Host, allocated, answers, fault, last_tick, left, ticks};
+use hearth_vmm::{Adopted, Loaded, MEMORY_BASE, OVERLAY, ROOTFS, Ram, RunState, SERIAL_LOG, SaveMemory, SocketWait};
+use host::{Host, allocated, answers, fault, last_tick, ticks};
 use serde_json::json;
 
 macro_rules! on_both {
@@ -66,10 +64,11 @@ async fn a_booted_guest_counts_answers_and_leaves_nothing_when_killed(host: Host
     assert!(matches!(vmm.ram(), Ram::Anonymous | Ram::Tracked), "{:?}", vmm.ram());
     answers(&vmm).await;
     let dir = vmm.seat().dir.clone();
-    assert_eq!(left(&dir).len(), 3, "two sockets and a process: {:?}", left(&dir));
+    let left = host.left(&dir);
+    assert_eq!(left.len(), 3 + host.cgroups_each(), "two sockets, a process and, where it can be, a cgroup: {left:?}");
     vmm.kill().await.expect("ends");
     vmm.kill().await.expect("gone already is success");
-    assert_eq!(left(&dir), [""; 0]);
+    assert_eq!(host.left(&dir), [""; 0]);
 }
 
 /// Firecracker 1.16.1 by itself would leave every later call to the guest hanging.
@@ -84,7 +83,7 @@ async fn a_guest_that_was_paused_for_nothing_is_reached_again(host: Host) {
     }
     // A daemon that was started anew does not know how the guest came to be paused.
     vmm.pause().await.expect("pauses");
-    let Adopted::Alive(again) = Launcher::Real.adopt(vmm.seat()).await.expect("could look") else { panic!("alive") };
+    let Adopted::Alive(again) = host.launcher.adopt(vmm.seat()).await.expect("could look") else { panic!("alive") };
     again.resume().await.expect("resumes");
     answers(&again).await;
     assert!(!vmm.seat().dir.join("vmstate.aside").exists());
@@ -96,7 +95,7 @@ async fn a_guest_that_runs_is_not_resumed_again(host: Host) {
     let vmm = host.boot("web").await;
     vmm.resume().await.expect("runs");
     answers(&vmm).await;
-    let Adopted::Alive(again) = Launcher::Real.adopt(vmm.seat()).await.expect("could look") else { panic!("alive") };
+    let Adopted::Alive(again) = host.launcher.adopt(vmm.seat()).await.expect("could look") else { panic!("alive") };
     again.resume().await.expect("runs");
     answers(&vmm).await;
     let bundle = host.standby(vmm, "bundle").await;
@@ -255,14 +254,14 @@ async fn foreign_drives_are_replaced_before_the_guest_runs(host: Host) {
     let plan = LoadPlan::LoadPatchResume(Replacements::new(patches, true).expect("two"));
 
     let (spec, state) = host.place(&bundle, "fork");
-    let error = Launcher::Real.load(&spec, &state, &plan).await.expect_err("its own drives are not there");
+    let error = host.launcher.load(&spec, &state, &plan).await.expect_err("its own drives are not there");
     assert!(error.to_string().contains("PATCH /drives") || format!("{error:?}").contains("PATCH /drives"), "{error:?}");
-    assert_eq!(left(&spec.dir), [""; 0]);
+    assert_eq!(host.left(&spec.dir), [""; 0]);
 
     for (from, own) in [(ROOTFS, "disks/own-rootfs"), (OVERLAY, "disks/own-overlay")] {
         fs::copy(spec.dir.join(from), spec.dir.join(own)).expect("copied");
     }
-    let Loaded::Paused(vmm) = Launcher::Real.load(&spec, &state, &plan).await.expect("loads") else {
+    let Loaded::Paused(vmm) = host.launcher.load(&spec, &state, &plan).await.expect("loads") else {
         panic!("it must not run before its drives are its own")
     };
     let log = spec.dir.join(SERIAL_LOG);
@@ -276,27 +275,27 @@ async fn what_is_missing_is_named_and_nothing_is_left(host: Host) {
     let good = host.spec("web");
     let mut spec = good.clone();
     spec.machine.kernel = spec.dir.join("no-such-kernel");
-    let error = Launcher::Real.boot(&spec).await.expect_err("there is no such kernel");
+    let error = host.launcher.boot(&spec).await.expect_err("there is no such kernel");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("no-such-kernel"), "{error}");
 
     let mut spec = good.clone();
     spec.program = "no-such-firecracker".into();
-    let error = Launcher::Real.boot(&spec).await.expect_err("there is no such program");
+    let error = host.launcher.boot(&spec).await.expect_err("there is no such program");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.hint().is_some_and(|hint| hint.contains("firecracker.path")), "{error:?}");
 
     let mut spec = good.clone();
     fs::write(spec.dir.join("text"), "this is no kernel").expect("written");
     spec.machine.kernel = spec.dir.join("text");
-    let error = Launcher::Real.boot(&spec).await.expect_err("this is no kernel");
+    let error = host.launcher.boot(&spec).await.expect_err("this is no kernel");
     assert_eq!(error.kind(), ErrorKind::VmmFailed, "{error:?}");
 
     fs::remove_file(good.dir.join(OVERLAY)).expect("removed");
-    let error = Launcher::Real.boot(&good).await.expect_err("a disk is missing");
+    let error = host.launcher.boot(&good).await.expect_err("a disk is missing");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains(OVERLAY), "{error}");
-    assert_eq!(left(&good.dir), [""; 0]);
+    assert_eq!(host.left(&good.dir), [""; 0]);
 }
 
 async fn what_is_damaged_is_refused_nothing_is_left_and_the_bundle_still_loads(host: Host) {
@@ -311,23 +310,23 @@ async fn what_is_damaged_is_refused_nothing_is_left_and_the_bundle_still_loads(h
 
     let (spec, state, file) = aside("flipped", "vmstate");
     file.write_all_at(&[0xff; 4], 4096).expect("written");
-    let error = Launcher::Real.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("damaged");
+    let error = host.launcher.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("damaged");
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error:?}");
     assert!(error.to_string().contains("vmstate"), "{error}");
-    assert_eq!(left(&spec.dir), [""; 0]);
+    assert_eq!(host.left(&spec.dir), [""; 0]);
 
     let (spec, state, file) = aside("short", MEMORY_BASE);
     file.set_len(1 << 20).expect("shortened");
-    let error = Launcher::Real.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("too short");
+    let error = host.launcher.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("too short");
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error:?}");
     assert!(error.to_string().contains(MEMORY_BASE), "{error}");
-    assert_eq!(left(&spec.dir), [""; 0]);
+    assert_eq!(host.left(&spec.dir), [""; 0]);
 
     let (spec, state) = host.place(&bundle, "no-overlay");
     fs::remove_file(spec.dir.join(OVERLAY)).expect("removed");
-    let error = Launcher::Real.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("a disk is missing");
+    let error = host.launcher.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err("a disk is missing");
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert_eq!(left(&spec.dir), [""; 0]);
+    assert_eq!(host.left(&spec.dir), [""; 0]);
 
     let fork = host.fork(&bundle, "fork").await;
     answers(&fork).await;
@@ -340,12 +339,12 @@ async fn a_vmm_is_found_again_and_an_unrecorded_one_is_ended_by_its_directory(ho
     let stored = serde_json::to_string(vmm.seat()).expect("a seat is stored as JSON");
     drop(vmm);
     let seat = serde_json::from_str(&stored).expect("and read back");
-    let Adopted::Alive(vmm) = Launcher::Real.adopt(&seat).await.expect("could look") else { panic!("alive") };
+    let Adopted::Alive(vmm) = host.launcher.adopt(&seat).await.expect("could look") else { panic!("alive") };
     answers(&vmm).await;
-    Launcher::Real.clean_up(&seat.dir, None).await.expect("ends");
+    host.launcher.clean_up(&seat.dir, None).await.expect("ends");
     tokio::time::timeout(host::PATIENCE, vmm.exited()).await.expect("it was ended");
-    assert_eq!(left(&seat.dir), [""; 0]);
-    assert!(matches!(Launcher::Real.adopt(&seat).await.expect("could look"), Adopted::Gone));
+    assert_eq!(host.left(&seat.dir), [""; 0]);
+    assert!(matches!(host.launcher.adopt(&seat).await.expect("could look"), Adopted::Gone));
     answers(&neighbour).await;
     neighbour.kill().await.expect("ends");
 }
@@ -361,7 +360,7 @@ async fn a_vmm_that_is_killed_leaves_sockets_that_are_in_nobody_s_way(host: Host
     let told = Instant::now();
     exited.await;
     assert!(told.elapsed() < Duration::from_millis(500), "{:?}", told.elapsed());
-    assert_eq!(left(&dir).len(), 2, "{:?}", left(&dir));
+    assert_eq!(host.left(&dir).len(), 2 + host.cgroups_each(), "{:?}", host.left(&dir));
     let vmm = host.fork(&bundle, "fork").await;
     answers(&vmm).await;
     vmm.kill().await.expect("ends");
@@ -370,7 +369,7 @@ async fn a_vmm_that_is_killed_leaves_sockets_that_are_in_nobody_s_way(host: Host
 async fn the_socket_is_told_by_the_file_system(host: Host) {
     let bundle = host.standby(host.boot("web").await, "bundle").await;
     let (spec, state) = host.place(&bundle, "fork");
-    let ready = Launcher::Real.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
+    let ready = host.launcher.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
     let wait = ready.socket_wait().expect("it has a socket of its own").clone();
     assert!(matches!(wait, SocketWait::Inotify | SocketWait::Immediate), "{wait:?}");
     let Loaded::Resumed(vmm) = ready.load(&LoadPlan::ResumeOnLoad).await.expect("loads") else { panic!("runs") };
@@ -384,7 +383,7 @@ async fn no_second_resume_is_sent_to_a_guest_that_was_resumed_in_the_load() {
     let bundle = host.standby(host.boot("web").await, "bundle").await;
     let (spec, state) = host.place(&bundle, "fork");
     host.faults(&spec, vec![fault(json!({ "on": "PATCH /vm", "do": "exit" }))]);
-    let loaded = Launcher::Real.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect("loads");
+    let loaded = host.launcher.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect("loads");
     let Loaded::Resumed(vmm) = loaded else { panic!("{loaded:?}") };
     vmm.resume().await.expect("nothing is asked of the VMM");
     answers(&vmm).await;
@@ -392,7 +391,7 @@ async fn no_second_resume_is_sent_to_a_guest_that_was_resumed_in_the_load() {
 
     let (spec, state) = host.place(&bundle, "two-step");
     host.faults(&spec, vec![fault(json!({ "on": "PATCH /vm", "do": "exit" }))]);
-    let Ok(Loaded::Paused(vmm)) = Launcher::Real.load(&spec, &state, &LoadPlan::LoadResume).await else {
+    let Ok(Loaded::Paused(vmm)) = host.launcher.load(&spec, &state, &LoadPlan::LoadResume).await else {
         panic!("paused")
     };
     vmm.resume().await.expect_err("the one resume of a two-step restore is sent");
@@ -422,15 +421,15 @@ async fn every_way_to_fail_in_a_load_leaves_nothing() {
         let (spec, state) = host.place(&bundle, &format!("fork-{number}"));
         host.faults(&spec, vec![fault(plan.clone())]);
         let began = Instant::now();
-        let error = Launcher::Real.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err(&plan.to_string());
+        let error = host.launcher.load(&spec, &state, &LoadPlan::ResumeOnLoad).await.expect_err(&plan.to_string());
         assert!(began.elapsed() < Duration::from_secs(10), "{plan}: {:?}", began.elapsed());
         assert!(matches!(error.kind(), ErrorKind::VmmFailed | ErrorKind::Incompatible), "{plan}: {error:?}");
-        assert_eq!(left(&spec.dir), [""; 0], "{plan}");
+        assert_eq!(host.left(&spec.dir), [""; 0], "{plan}");
     }
     // A delay is none: it is waited for.
     let (spec, state) = host.place(&bundle, "late");
     host.faults(&spec, vec![fault(json!({ "on": "start", "do": { "delay_ms": 150 } }))]);
-    let ready = Launcher::Real.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
+    let ready = host.launcher.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
     assert_eq!(ready.socket_wait(), Some(&SocketWait::Inotify));
     let Loaded::Resumed(vmm) = ready.load(&LoadPlan::ResumeOnLoad).await.expect("loads") else { panic!("runs") };
     answers(&vmm).await;
