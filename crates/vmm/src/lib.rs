@@ -35,9 +35,9 @@ pub use probe::BackendProbe;
 pub use process::{Ended, Exit};
 pub use qemu::probe::probe as probe_qemu;
 pub use spec::{
-    AGENT_SOCKET, API_SOCKET, LaunchSpec, MADE, MEMORY, MEMORY_BASE, Machine, OVERLAY, PageCount, QMP_SOCKET, ROOTFS,
-    Ram, RunState, SERIAL_LOG, SOCKETS, SaveMemory, Saved, SavedState, Seat, SocketWait, StateFormat, VMM_ERRORS,
-    VMM_LOG, VSOCK_SOCKET, device_set,
+    AGENT_SOCKET, API_SOCKET, LaunchSpec, MADE, MEMORY, MEMORY_BASE, Machine, Nic, OVERLAY, PageCount, QMP_SOCKET,
+    ROOTFS, Ram, RunState, SERIAL_LOG, SOCKETS, SaveMemory, Saved, SavedState, Seat, SocketWait, StateFormat,
+    VMM_ERRORS, VMM_LOG, VSOCK_SOCKET, device_set,
 };
 pub use usage::{Usage, resource_usage};
 pub use vmm::{Adopted, Loaded, Vmm};

@@ -2,9 +2,12 @@
 //!
 //! Neutral between backends: a field that only one of them reads belongs into its own folder.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hearth_model::foreign::ForeignDevices;
+use hearth_model::network::PortMapping;
 use hearth_model::{Accel, Backend, MemMib};
 
 /// The read-only root file system: a raw disk, or a link to one. Made by the caller.
@@ -52,15 +55,34 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// The initrd; a kernel that finds its own way has none. Read by a boot only.
     pub initrd: Option<PathBuf>,
-    /// Whether there is a network card.
-    pub network: bool,
+    /// What its network card leads to.
+    pub network: Nic,
     /// The devices of a guest that was made elsewhere, in place of those of ours. Such a machine is
     /// only ever loaded.
     pub foreign: Option<ForeignDevices>,
 }
 
+/// What a guest's network card leads to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Nic {
+    /// There is none.
+    #[default]
+    None,
+    /// The VMM's own network stack: needs no privileges. QEMU has one.
+    User {
+        /// Ports of the host that lead to the guest.
+        ports: Vec<PortMapping>,
+        /// Whether the guest reaches nothing.
+        closed: bool,
+    },
+    /// The tap [`inner::TAP`](hearth_model::network::inner::TAP) of the network namespace that the
+    /// VMM is launched in.
+    Tap,
+}
+
 /// Where a VMM is launched, and as what.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct LaunchSpec {
     /// The instance's directory: the VMM's working directory. It exists, and has `disks/`.
     pub dir: PathBuf,
@@ -68,6 +90,9 @@ pub struct LaunchSpec {
     pub machine: Machine,
     /// The VMM's program: a path, or a name that is looked up in `PATH`.
     pub program: PathBuf,
+    /// The network namespace it runs in; the daemon's if there is none. A machine with [`Nic::Tap`]
+    /// has one.
+    pub netns: Option<Arc<OwnedFd>>,
     /// Whether snapshots of what is loaded are to hold only what it changed (see [`Ram::Tracked`]).
     /// It costs the guest a fault for each page that it writes first.
     pub track_dirty_pages: bool,
@@ -202,7 +227,12 @@ pub struct Seat {
 #[must_use]
 pub fn device_set(machine: &Machine) -> String {
     let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network, foreign } = machine;
-    let net = if *network { "+net" } else { "" };
+    // Taps offload what the VMM's own stack does not: a guest that knows of one knows not of the other.
+    let net = match network {
+        Nic::None => "",
+        Nic::User { .. } => "+net",
+        Nic::Tap => "+tap",
+    };
     // QEMU's devices changed once; Firecracker's are the first.
     let (version, channel) = match backend {
         Backend::Firecracker => (1, "vsock"),

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 
+use hearth_model::network::inner;
 use serde_json::json;
 
 use super::control::Api;
@@ -18,7 +19,7 @@ use crate::fault::{ControlError, LaunchError};
 use crate::file::open;
 use crate::process::{self, Process, Program};
 use crate::spec::{
-    API_SOCKET, LaunchSpec, MEMORY_BASE, OVERLAY, ROOTFS, Ram, SERIAL_LOG, Seat, SocketWait, VMM_ERRORS, VMM_LOG,
+    API_SOCKET, LaunchSpec, MEMORY_BASE, Nic, OVERLAY, ROOTFS, Ram, SERIAL_LOG, Seat, SocketWait, VMM_ERRORS, VMM_LOG,
     VSOCK_SOCKET,
 };
 
@@ -69,7 +70,7 @@ pub(crate) fn start(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Started, Lau
             stdout,
             stderr,
             fds: Vec::new(),
-            netns: None,
+            netns: spec.netns.clone(),
             cgroup: cgroups.make(&spec.dir),
         };
         Ok((process::start(program)?, boot_id))
@@ -165,6 +166,10 @@ pub(crate) async fn configure(ready: &mut Ready, spec: &LaunchSpec) -> Result<Se
             "cache_type": cache,
         });
         api.put(process, "PUT /drives", &format!("/drives/{id}"), &drive).await?;
+    }
+    if machine.network != Nic::None {
+        let card = json!({ "iface_id": "eth0", "host_dev_name": inner::TAP, "guest_mac": inner::MAC_TEXT });
+        api.put(process, "PUT /network-interfaces", "/network-interfaces/eth0", &card).await?;
     }
     api.put(process, "PUT /vsock", "/vsock", &json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK_SOCKET })).await?;
     api.put(process, "PUT /entropy", "/entropy", &json!({})).await?;

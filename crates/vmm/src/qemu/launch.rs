@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use hearth_model::network::{PortMapping, inner};
 use hearth_model::{Accel, Backend};
 
 use super::control::Qmp;
@@ -23,7 +24,7 @@ use crate::fault::LaunchError;
 use crate::file::open;
 use crate::process::{self, Process, Program};
 use crate::spec::{
-    AGENT_SOCKET, LaunchSpec, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, Ram, SERIAL_LOG, Seat, VMM_LOG,
+    AGENT_SOCKET, LaunchSpec, MEMORY, Machine, Nic, OVERLAY, QMP_SOCKET, ROOTFS, Ram, SERIAL_LOG, Seat, VMM_LOG,
 };
 use crate::{socket, sys};
 
@@ -118,7 +119,7 @@ pub(crate) async fn start(
             stdout,
             stderr,
             fds,
-            netns: None,
+            netns: spec.netns.clone(),
             cgroup: cgroups.make(&spec.dir),
         })?;
         let seat = Seat {
@@ -189,12 +190,13 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     put("-chardev", format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off"));
     put("-device", "virtserialport,chardev=agent,name=hearth.agent".into());
     put("-device", format!("virtio-rng-{bus}{pci}"));
-    if *network {
+    if let Some(netdev) = netdev(network) {
         let rom = if microvm { "" } else { ",romfile=" };
-        // IPv6 would start a timer for router advertisements, and the announcements of a guest
-        // that has moved are for a network that could not know: both cost a restore milliseconds.
-        put("-netdev", "user,id=net,ipv6=off".into());
-        put("-device", format!("virtio-net-{bus}{pci},netdev=net,guest_announce=off{rom}"));
+        put("-netdev", netdev);
+        // The announcements of a guest that has moved are for a network that could not know, and cost
+        // a restore milliseconds.
+        let mac = inner::MAC_TEXT;
+        put("-device", format!("virtio-net-{bus}{pci},netdev=net,mac={mac},guest_announce=off{rom}"));
     }
     match begin {
         Begin::Boot { tsc_khz } => {
@@ -209,6 +211,25 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     }
     args.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(OsString::from));
     args
+}
+
+/// Where the network card leads to.
+fn netdev(nic: &Nic) -> Option<String> {
+    match nic {
+        Nic::None => None,
+        Nic::Tap => Some(format!("tap,id=net,ifname={},script=no,downscript=no", inner::TAP)),
+        Nic::User { ports, closed } => {
+            // IPv6 would start a timer for router advertisements.
+            let mut netdev = "user,id=net,ipv6=off".to_owned();
+            if *closed {
+                netdev.push_str(",restrict=on");
+            }
+            for PortMapping { host, guest, protocol } in ports {
+                netdev.push_str(&format!(",hostfwd={}::{host}-:{guest}", protocol.as_str()));
+            }
+            Some(netdev)
+        }
+    }
 }
 
 /// The kernel's command line. Its own messages stay out of the serial log, panics excepted; a
@@ -261,7 +282,7 @@ mod tests {
             memory: MemMib::new(256).expect("in range"),
             kernel: "/a,b/vmlinuz".into(),
             initrd: Some("/a,b/initrd".into()),
-            network: true,
+            network: Nic::Tap,
             foreign: None,
         }
     }
@@ -288,6 +309,15 @@ mod tests {
                 assert_eq!(devices(&Begin::Boot { tsc_khz: None }), devices(&load()));
             }
         }
+    }
+
+    #[test]
+    fn a_guest_s_card_leads_to_its_tap_or_to_qemu_s_own_network() {
+        assert_eq!(netdev(&Nic::None), None);
+        assert_eq!(netdev(&Nic::Tap).as_deref(), Some("tap,id=net,ifname=hearth0,script=no,downscript=no"));
+        let ports = vec!["8080:80".parse().expect("ports"), "53/udp".parse().expect("ports")];
+        let user = netdev(&Nic::User { ports, closed: true }).expect("a network");
+        assert_eq!(user, "user,id=net,ipv6=off,restrict=on,hostfwd=tcp::8080-:80,hostfwd=udp::53-:53");
     }
 
     #[test]

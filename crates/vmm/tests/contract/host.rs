@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hearth_model::{Accel, Backend, LoadPlan, MemMib};
 use hearth_vmm::fake::FakeHost;
 use hearth_vmm::{
-    AGENT_SOCKET, Cgroups, LaunchSpec, Launcher, Loaded, MEMORY, Machine, OVERLAY, QMP_SOCKET, ROOTFS, SaveMemory,
+    AGENT_SOCKET, Cgroups, LaunchSpec, Launcher, Loaded, MEMORY, Machine, Nic, OVERLAY, QMP_SOCKET, ROOTFS, SaveMemory,
     SavedState, VMM_LOG, Vmm,
 };
 use tempfile::TempDir;
@@ -79,7 +79,13 @@ impl Host {
             let file = File::create(dir.join(disk)).expect("made");
             file.set_len(8 << 20).expect("sized");
         }
-        LaunchSpec { dir, machine: self.machine.clone(), program: "qemu-system-x86_64".into(), track_dirty_pages: true }
+        LaunchSpec {
+            dir,
+            machine: self.machine.clone(),
+            program: "qemu-system-x86_64".into(),
+            track_dirty_pages: true,
+            netns: None,
+        }
     }
 
     pub async fn boot(&self, name: &str) -> Vmm {
@@ -136,7 +142,16 @@ impl Host {
 
 fn machine(backend: Backend, accel: Accel, kernel: PathBuf, initrd: PathBuf) -> Machine {
     let memory = MemMib::new(256).expect("in range");
-    Machine { backend, accel, vcpus: 1, memory, kernel, initrd: Some(initrd), network: true, foreign: None }
+    Machine {
+        backend,
+        accel,
+        vcpus: 1,
+        memory,
+        kernel,
+        initrd: Some(initrd),
+        network: Nic::User { ports: Vec::new(), closed: false },
+        foreign: None,
+    }
 }
 
 /// A guest at rest.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use hearth_model::{Backend, ErrorKind, Kind, LoadPlan, MemMib};
 use hearth_vmm::{
-    Adopted, ControlError, Ended, Loaded, OVERLAY, Ram, RunState, SERIAL_LOG, SaveMemory, resource_usage,
+    Adopted, ControlError, Ended, Loaded, Nic, OVERLAY, Ram, RunState, SERIAL_LOG, SaveMemory, resource_usage,
 };
 use host::{BOARDS, Host, ready, sockets};
 
@@ -185,7 +185,7 @@ async fn a_state_does_not_load_into_another_machine_and_a_short_memory_not_at_al
 
     let mut spec = host.spec("other");
     spec.machine.vcpus = 2;
-    spec.machine.network = false;
+    spec.machine.network = Nic::None;
     let error = host.launcher.load(&spec, &bundle.state, &LoadPlan::ResumeOnLoad).await.expect_err("another machine");
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error:?}");
     assert!(error.to_string().contains("vmstate"), "{error}");

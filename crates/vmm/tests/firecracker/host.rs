@@ -85,10 +85,11 @@ impl Host {
                 memory: MEMORY,
                 kernel: self.kernel.clone(),
                 initrd: None,
-                network: false,
+                network: hearth_vmm::Nic::None,
                 foreign: None,
             },
             program: self.program.clone(),
+            netns: None,
             track_dirty_pages: true,
         }
     }
