@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::foreign::ForeignDevices;
 use crate::image_ref::ImageRef;
 use crate::name::InstanceName;
+use crate::network::Network;
 use crate::runtime::Backend;
 use crate::units::{ByteSize, MemMib};
 
@@ -26,8 +27,9 @@ pub struct InstanceSpec {
     pub vcpus: u8,
     /// Size of the writable layer.
     pub overlay: ByteSize,
-    /// Whether the guest has a network device.
-    pub network: bool,
+    /// The network that its network device leads to, if it has one.
+    #[serde(default, serialize_with = "flag_or_network", deserialize_with = "network_or_flag")]
+    pub network: Option<Network>,
     /// Whether the guest runs our agent. One without is running when its vCPUs are, and is neither
     /// configured nor told who it is.
     #[serde(default = "with_agent")]
@@ -73,6 +75,32 @@ pub fn disks(foreign: Option<&ForeignDevices>) -> Vec<Disk> {
         Some(foreign) => foreign.drives.iter().map(|drive| disk(drive.id.path(), drive.read_only)).collect(),
         None => vec![disk(ROOTFS.into(), true), disk(OVERLAY.into(), false)],
     }
+}
+
+/// What says no more than whether there is a network is written as before there was more to say: so
+/// an older version reads it too.
+fn flag_or_network<S: serde::Serializer>(network: &Option<Network>, serializer: S) -> Result<S::Ok, S::Error> {
+    match network {
+        None => serializer.serialize_bool(false),
+        Some(network) if *network == Network::default() => serializer.serialize_bool(true),
+        Some(network) => serde::Serialize::serialize(network, serializer),
+    }
+}
+
+/// A specification that was stored before there was a choice says whether there is a network.
+fn network_or_flag<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Network>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Flag(bool),
+        Network(Network),
+    }
+    let stored: Option<Stored> = serde::Deserialize::deserialize(deserializer)?;
+    Ok(match stored {
+        None | Some(Stored::Flag(false)) => None,
+        Some(Stored::Flag(true)) => Some(Network::default()),
+        Some(Stored::Network(network)) => Some(network),
+    })
 }
 
 /// What a specification means that was stored before there were guests without an agent.
@@ -148,6 +176,25 @@ mod tests {
 
     fn image() -> ImageRef {
         "app".parse().expect("a reference")
+    }
+
+    #[test]
+    fn a_network_is_read_as_older_versions_wrote_it() {
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct Stored {
+            #[serde(default, serialize_with = "flag_or_network", deserialize_with = "network_or_flag")]
+            network: Option<Network>,
+        }
+        let read = |text: &str| serde_json::from_str::<Stored>(text).expect("readable").network;
+        assert_eq!(read(r#"{"network":true}"#), Some(Network::default()));
+        assert_eq!(read(r#"{"network":false}"#), None);
+        assert_eq!(read(r#"{"network":null}"#), None);
+        assert_eq!(read("{}"), None);
+        let network = Network { ports: vec!["80:80".parse().expect("ports")], ..Network::default() };
+        for network in [None, Some(Network::default()), Some(network)] {
+            let text = serde_json::to_string(&Stored { network: network.clone() }).expect("written");
+            assert_eq!(read(&text), network, "{text}");
+        }
     }
 
     fn strings(list: &[&str]) -> Vec<String> {

@@ -90,7 +90,7 @@ fn foreign() -> Manifest {
     let plain = sample::manifest(1, BundleKind::Standby);
     let spec = InstanceSpec {
         backend: Backend::Firecracker,
-        network: false,
+        network: None,
         agent: false,
         foreign: Some(state.devices()),
         ..plain.spec.clone()

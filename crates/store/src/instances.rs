@@ -1,5 +1,7 @@
 //! Instance records.
 
+use std::net::Ipv4Addr;
+
 use hearth_model::{InstanceId, InstanceSpec, Phase, SnapshotId};
 use rusqlite::params;
 
@@ -40,6 +42,12 @@ pub struct InstanceRecord {
     pub exit: Option<ProgramExit>,
     /// Its network device's address.
     pub mac: Option<String>,
+    /// Its address outside, for as long as it lives; none where the host gives none.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
+    /// The slot of the network that its VMM runs in: the net crate's number.
+    #[serde(default)]
+    pub slot: Option<u32>,
     /// Time in each phase.
     pub phases: PhaseClock,
 }

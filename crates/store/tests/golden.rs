@@ -5,7 +5,7 @@
 #[path = "support/sample.rs"]
 mod sample;
 
-use hearth_store::{DATABASE_FILE, Lookup, Store};
+use hearth_store::{DATABASE_FILE, InstanceRecord, Lookup, Store};
 
 #[test]
 fn version_1_opens() {
@@ -17,7 +17,8 @@ fn version_1_opens() {
     drop(raw);
 
     let store = Store::open(dir.path()).expect("opens");
-    let instance = sample::instance(1, "web");
+    // Addresses and slots came later.
+    let instance = InstanceRecord { address: None, slot: None, ..sample::instance(1, "web") };
     assert_eq!(store.instances().expect("lists"), std::slice::from_ref(&instance));
     assert_eq!(store.find_instance("web").expect("looks"), Lookup::Found(instance.clone()));
     assert_eq!(store.snapshots().expect("lists"), [sample::snapshot(1, "before")]);

@@ -46,7 +46,7 @@ pub fn manifest(number: u8, kind: BundleKind) -> Manifest {
             memory: MemMib::new(256).expect("in range"),
             vcpus: 2,
             overlay: ByteSize::gib(10),
-            network: true,
+            network: Some(hearth_model::Network::default()),
             agent: true,
             tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
             env: BTreeMap::new(),

@@ -27,7 +27,7 @@ pub fn spec(name: &str) -> InstanceSpec {
         memory: MemMib::new(256).expect("in range"),
         vcpus: 2,
         overlay: ByteSize::gib(10),
-        network: true,
+        network: Some(hearth_model::Network::default()),
         agent: true,
         tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
         env: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
@@ -55,6 +55,8 @@ pub fn instance(number: u8, name: &str) -> InstanceRecord {
         ram_base: Some(snapshot_id(number)),
         exit: Some(ProgramExit { code: 137, message: "killed by signal 9 (SIGKILL)".into() }),
         mac: Some("02:00:00:00:00:01".into()),
+        address: Some(std::net::Ipv4Addr::new(10, 100, 0, 2)),
+        slot: Some(3),
         phases: PhaseClock {
             durations_ms: BTreeMap::from([("running".to_owned(), 1_000)]),
             current: "standby".into(),
