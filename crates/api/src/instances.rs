@@ -183,6 +183,33 @@ pub struct InstanceNetwork {
     /// Always `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// To the guest at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_download: Option<String>,
+    /// From the guest at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_upload: Option<String>,
+    /// Ours: what the guest may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<Outbound>,
+    /// Ours: with `outbound: list`, what it may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
+    /// Ours: ports of the host that lead to it, as `HOST:GUEST/PROTOCOL`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<String>>,
+}
+
+/// What a guest may reach beyond its own host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outbound {
+    /// Everything.
+    Open,
+    /// Nothing.
+    None,
+    /// What a list says, and no other.
+    List,
 }
 
 /// The operation that is under way on an instance.
@@ -260,6 +287,25 @@ pub struct NetworkRequest {
     /// Whether it has one; it does if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// To the guest at most. No limit if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1Gbps")]
+    pub bandwidth_download: Option<String>,
+    /// From the guest at most. No limit if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "125MB/s")]
+    pub bandwidth_upload: Option<String>,
+    /// Ours: what the guest may reach. Left out, it is `list` if there is a list, else `open`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<Outbound>,
+    /// Ours: what it may reach, and nothing else: networks, addresses, names, `*.` and a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["192.0.2.0/24", "example.com", "*.example.com"]))]
+    pub allow: Option<Vec<String>>,
+    /// Ours: ports of the host that lead to it, as `HOST:GUEST` or `HOST:GUEST/udp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["8080:80"]))]
+    pub ports: Option<Vec<String>>,
 }
 
 /// `POST /instances/{id}/start`: nothing to say yet.

@@ -49,6 +49,7 @@ fn instance() -> Instance {
             ip: None,
             mac: Some("52:54:00:12:34:56".into()),
             name: Some("default".into()),
+            ..InstanceNetwork::default()
         }),
         overlay_size: Some("10 GB".into()),
         phase_durations_ms: Some([("running".to_owned(), 12)].into()),

@@ -1,6 +1,6 @@
 //! `hearth inspect`: all about an instance.
 
-use hearth_api::instances::Instance;
+use hearth_api::instances::{Instance, InstanceNetwork, Outbound};
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -15,6 +15,15 @@ pub(crate) struct Arguments {
 pub(crate) async fn inspect(context: &Context, arguments: Arguments) -> Result<(), CliError> {
     let instance = context.client()?.instance(&arguments.name).await?;
     context.output.result(&instance, in_words)
+}
+
+/// What it may reach, if that is not everything.
+fn outbound(network: &InstanceNetwork) -> Option<String> {
+    match network.outbound? {
+        Outbound::Open => None,
+        Outbound::None => Some("none".into()),
+        Outbound::List => Some(network.allow.iter().flatten().cloned().collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn in_words(instance: &Instance) -> String {
@@ -43,6 +52,10 @@ fn in_words(instance: &Instance) -> String {
         ("overlay", instance.overlay_size.clone()),
         ("address", network.and_then(|network| network.ip.clone())),
         ("mac", network.and_then(|network| network.mac.clone())),
+        ("ports", network.and_then(|network| network.ports.as_ref()).map(|ports| ports.join(", "))),
+        ("outbound", network.and_then(outbound)),
+        ("download", network.and_then(|network| network.bandwidth_download.clone())),
+        ("upload", network.and_then(|network| network.bandwidth_upload.clone())),
         ("created", Some(instance.created_at.to_string())),
         ("started", instance.started_at.map(|at| at.to_string())),
         ("stopped", instance.stopped_at.map(|at| at.to_string())),

@@ -7,9 +7,10 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use hearth_api::client::{Client, LogStream};
-use hearth_api::instances::{CreateInstance, DeleteInstance, Instance, InstanceState, NetworkRequest};
+use hearth_api::instances::{CreateInstance, DeleteInstance, Instance, InstanceState, NetworkRequest, Outbound};
 use hearth_api::logs::LogsQuery;
 use hearth_model::ErrorKind;
+use hearth_model::network::{Bandwidth, Destination, PortMapping};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exec::exit_code;
@@ -28,6 +29,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
   hearth run --name web --size 512MB -e PORT=80 web:1     boots it; it goes on when this ends
+  hearth run -p 8080:80 --allow '*.example.com' web:1     a port of the host leads to it
   hearth run --rm bb -- /bin/sh -c 'echo hello'           shows what it prints, and removes it")]
 pub(crate) struct Arguments {
     /// Its name, and its hostname [default: made of the image's name]
@@ -54,6 +56,21 @@ pub(crate) struct Arguments {
     /// Program to run instead of the image's entrypoint
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
+    /// Port of the host that leads to one of its own; PORT alone is the same on both sides
+    #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST[/udp]", conflicts_with = "no_network")]
+    ports: Vec<PortMapping>,
+    /// What it may reach, and nothing else: a network, an address, a name, or *. and a name
+    #[arg(long, value_name = "DESTINATION", conflicts_with = "no_network")]
+    allow: Vec<Destination>,
+    /// Let it reach nothing; who reaches it is answered
+    #[arg(long, conflicts_with_all = ["allow", "no_network"])]
+    no_outbound: bool,
+    /// Speed to it at most, as in 100Mbps or 1MB/s
+    #[arg(long, value_name = "SPEED", conflicts_with = "no_network")]
+    download: Option<Bandwidth>,
+    /// Speed from it at most
+    #[arg(long, value_name = "SPEED", conflicts_with = "no_network")]
+    upload: Option<Bandwidth>,
     /// Give it no network device
     #[arg(long)]
     no_network: bool,
@@ -109,6 +126,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<u8, C
 }
 
 fn request(arguments: Arguments) -> CreateInstance {
+    let network = network(&arguments);
     CreateInstance {
         name: arguments.name.unwrap_or_else(|| name_like(&arguments.image)),
         image: arguments.image,
@@ -116,13 +134,28 @@ fn request(arguments: Arguments) -> CreateInstance {
         entrypoint: arguments.entrypoint.map(|program| vec![program]),
         env: (!arguments.env.is_empty()).then(|| arguments.env.into_iter().collect()),
         hypervisor: arguments.hypervisor,
-        network: arguments.no_network.then_some(NetworkRequest { enabled: Some(false) }),
+        network,
         overlay_size: arguments.overlay_size,
         skip_guest_agent: arguments.no_agent.then_some(true),
         size: arguments.size,
         tags: (!arguments.tags.is_empty()).then(|| arguments.tags.into_iter().collect()),
         vcpus: arguments.vcpus,
     }
+}
+
+/// The network that is asked for; nothing is said of it where nothing was.
+fn network(arguments: &Arguments) -> Option<NetworkRequest> {
+    let Arguments { ports, allow, no_outbound, download, upload, no_network, .. } = arguments;
+    let texts = |list: Vec<String>| (!list.is_empty()).then_some(list);
+    let request = NetworkRequest {
+        enabled: no_network.then_some(false),
+        bandwidth_download: download.map(|speed| speed.to_string()),
+        bandwidth_upload: upload.map(|speed| speed.to_string()),
+        outbound: no_outbound.then_some(Outbound::None),
+        allow: texts(allow.iter().map(ToString::to_string).collect()),
+        ports: texts(ports.iter().map(ToString::to_string).collect()),
+    };
+    (request != NetworkRequest::default()).then_some(request)
 }
 
 fn not_running(instance: &Instance) -> CliError {
