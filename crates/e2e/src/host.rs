@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::backend::{Backend, slowness};
 use crate::daemon::{Daemon, DaemonLog};
+use crate::range::Range;
 use crate::smalldisk::SmallDisk;
 use crate::story::Setup;
 use crate::traces::{self, Traces};
@@ -32,6 +33,7 @@ pub struct TestHost {
     daemon: RefCell<Option<Daemon>>,
     _disk: Option<SmallDisk>,
     dir: TempDir,
+    _range: Range,
     hearth: PathBuf,
     env: Vec<(String, String)>,
     client: RefCell<Client>,
@@ -89,6 +91,10 @@ impl TestHost {
         };
         let mut env = vec![("HEARTH_KERNEL_DIR".to_owned(), kernel.display().to_string())];
         env.extend(Backend::asked_for().map_err(anyhow::Error::msg)?.settings());
+        let range = Range::take()?;
+        env.push(("HEARTH_NETWORK_CIDR".to_owned(), range.cidr()));
+        // Every daemon makes its own, and few are needed at once.
+        env.push(("HEARTH_NETWORK_POOL".to_owned(), "2".to_owned()));
         env.extend(setup.env);
         let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log)?;
         let client = Client::new(&daemon.url, None)?;
@@ -96,6 +102,7 @@ impl TestHost {
             daemon: RefCell::new(Some(daemon)),
             _disk: disk,
             dir,
+            _range: range,
             hearth,
             env,
             client: RefCell::new(client),

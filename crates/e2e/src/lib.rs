@@ -15,6 +15,7 @@ mod evidence;
 mod host;
 mod image;
 mod needs;
+mod range;
 mod refusal;
 mod smalldisk;
 mod story;

@@ -41,7 +41,7 @@ fn guests_reach_out_before_and_after_a_restore() {
 #[test]
 fn a_guest_without_a_network_reaches_nobody() {
     story(async |host| {
-        let none = Some(NetworkRequest { enabled: Some(false) });
+        let none = Some(NetworkRequest { enabled: Some(false), ..NetworkRequest::default() });
         let vm = host.boot_with("alone", |request| request.network = none).await?;
         assert_eq!(vm.sh("ls /sys/class/net").await?, "lo");
         ensure!(!reaches(&vm, greeter()?).await?, "it reaches the host");

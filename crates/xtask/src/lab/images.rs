@@ -54,6 +54,11 @@ const MODULES: &[&str] = &[
     "nft_nat",
     "nft_masq",
     "nft_chain_nat",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "sch_tbf",
 ];
 
 const INIT: &[u8] = include_bytes!("init.sh");
