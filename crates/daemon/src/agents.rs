@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hearth_agent_client::{Agent, Entropy, Event, EventReceiver, GuestConfig, NetworkConfig, Program, Refresh};
 use hearth_model::ErrorKind;
+use hearth_model::network::inner;
 use hearth_store::InstanceRecord;
 use hearth_vmm::Vmm;
 
@@ -124,26 +125,12 @@ fn guest_config(record: &InstanceRecord) -> GuestConfig {
             workdir: program.workdir.clone(),
             user: program.user.clone(),
         },
-        dns: if record.spec.network { vec![user_network::DNS.to_string()] } else { Vec::new() },
-        network: record.spec.network.then_some(NetworkConfig {
-            address: user_network::ADDRESS,
-            prefix: user_network::PREFIX,
-            gateway: Some(user_network::GATEWAY),
+        dns: record.spec.network.iter().map(|_| inner::DNS.to_string()).collect(),
+        network: record.spec.network.as_ref().map(|_| NetworkConfig {
+            address: inner::ADDRESS,
+            prefix: inner::PREFIX,
+            gateway: Some(inner::GATEWAY),
             mtu: None,
         }),
     }
-}
-
-/// QEMU's user-mode network: the same in every guest, reached from none.
-/// Source: QEMU's manual, "Using the user mode network stack".
-pub(crate) mod user_network {
-    use std::net::Ipv4Addr;
-
-    /// The guest's own.
-    pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-    pub(crate) const PREFIX: u8 = 24;
-    pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-    pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-    /// QEMU's default for the first network device.
-    pub(crate) const MAC: &str = "52:54:00:12:34:56";
 }

@@ -12,15 +12,17 @@ mod given;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use hearth_model::load::ResumeOnLoad;
+use hearth_model::network::Protocol;
 use hearth_model::spec::MAX_VCPUS;
 use hearth_model::{Backend, ByteSize, MemMib};
 use hearth_vmm::KvmTrust;
+use ipnet::Ipv4Net;
 
 pub use error::ConfigError;
 use given::{Given, Source};
@@ -60,6 +62,8 @@ pub struct Config {
     pub qemu: Qemu,
     /// `[firecracker]`
     pub firecracker: Firecracker,
+    /// `[network]`
+    pub network: Network,
     /// `[defaults]`
     pub defaults: Defaults,
     /// `[limits]`
@@ -160,6 +164,38 @@ pub struct Firecracker {
     pub track_dirty_pages: bool,
 }
 
+/// How guests reach the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// By what.
+    pub mode: NetworkMode,
+    /// The instances' addresses; the first one is the host's.
+    pub cidr: Ipv4Net,
+    /// How many places are kept ready.
+    pub pool: usize,
+    /// Whether instances are kept from each other.
+    pub isolated: bool,
+    /// Ports of the host that guests reach.
+    pub host_ports: Vec<(Protocol, u16)>,
+    /// Whom our forwarder asks; the host's own servers if there are none.
+    pub dns: Vec<SocketAddr>,
+    /// Whether a rule of ours is put into others' chains that refuse what is forwarded.
+    pub admit_in_foreign_chains: bool,
+    /// How long an address is not given to another instance, in seconds.
+    pub reuse_after_s: u32,
+}
+
+/// By what guests reach the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// A network namespace for each where this process may make them, else QEMU's own stack.
+    Auto,
+    /// A network namespace for each, or the daemon does not start.
+    Slots,
+    /// QEMU's own stack.
+    User,
+}
+
 /// QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
@@ -250,6 +286,16 @@ impl Default for Config {
                 resume_on_load: ResumeOnLoad::On,
                 track_dirty_pages: true,
             },
+            network: Network {
+                mode: NetworkMode::Auto,
+                cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 100, 0, 0), 16),
+                pool: 8,
+                isolated: true,
+                host_ports: Vec::new(),
+                dns: Vec::new(),
+                admit_in_foreign_chains: true,
+                reuse_after_s: 60,
+            },
             defaults: Defaults {
                 hypervisor: Backend::QemuMicrovm,
                 memory: MemMib::new(256).expect("256 MB is in range"),
@@ -263,7 +309,7 @@ impl Default for Config {
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 33] = [
     "data_dir",
     "listen",
     "log.format",
@@ -280,6 +326,14 @@ const KEYS: [&str; 25] = [
     "firecracker.kvm",
     "firecracker.resume_on_load",
     "firecracker.track_dirty_pages",
+    "network.mode",
+    "network.cidr",
+    "network.pool",
+    "network.isolated",
+    "network.host_ports",
+    "network.dns",
+    "network.admit_in_foreign_chains",
+    "network.reuse_after_s",
     "defaults.hypervisor",
     "defaults.memory",
     "defaults.vcpus",
@@ -379,6 +433,19 @@ impl Config {
             "firecracker.track_dirty_pages" => {
                 self.firecracker.track_dirty_pages = one_of(text, [("true", true), ("false", false)])?;
             }
+            "network.mode" => {
+                let modes = [("auto", NetworkMode::Auto), ("slots", NetworkMode::Slots), ("user", NetworkMode::User)];
+                self.network.mode = one_of(text, modes)?;
+            }
+            "network.cidr" => self.network.cidr = range(text)?,
+            "network.pool" => self.network.pool = number(text, 0, 1024)?,
+            "network.isolated" => self.network.isolated = one_of(text, [("true", true), ("false", false)])?,
+            "network.host_ports" => self.network.host_ports = list(text, host_port)?,
+            "network.dns" => self.network.dns = list(text, name_server)?,
+            "network.admit_in_foreign_chains" => {
+                self.network.admit_in_foreign_chains = one_of(text, [("true", true), ("false", false)])?;
+            }
+            "network.reuse_after_s" => self.network.reuse_after_s = number(text, 0, 86_400)?,
             "defaults.hypervisor" => self.defaults.hypervisor = parse(text)?,
             "defaults.memory" => {
                 self.defaults.memory = MemMib::from_size(parse(text)?).map_err(|error| error.to_string())?;
@@ -482,6 +549,33 @@ fn number<T: FromStr + PartialOrd + std::fmt::Display>(text: &str, min: T, max: 
         Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
         _ => Err(format!("{text:?} is not a whole number from {min} to {max}")),
     }
+}
+
+/// A network with room for a host and some guests, written by its first address.
+fn range(text: &str) -> Result<Ipv4Net, String> {
+    let net: Ipv4Net = text.parse().map_err(|_| format!("{text:?} is not a network, as in 10.100.0.0/16"))?;
+    if net != net.trunc() {
+        return Err(format!("{text:?} is not the first address of its network: that is {}", net.trunc()));
+    }
+    if (8..=28).contains(&net.prefix_len()) { Ok(net) } else { Err(format!("{text:?}: a prefix is from 8 to 28 long")) }
+}
+
+/// Values with commas between them; an empty text is an empty list.
+fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(one).collect()
+}
+
+/// `5432`, `53/udp`.
+fn host_port(text: &str) -> Result<(Protocol, u16), String> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = one_of(protocol, [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])?;
+    Ok((protocol, number(port, 1, u16::MAX)?))
+}
+
+/// `192.0.2.53`, `127.0.0.1:5353`.
+fn name_server(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::from((ip, 53)));
+    address.or_else(|_| text.parse()).map_err(|_| format!("{text:?} is not an address, as in 192.0.2.53"))
 }
 
 fn size(text: &str, min: ByteSize) -> Result<ByteSize, String> {

@@ -6,12 +6,12 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use hearth_model::Backend;
 use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
+use hearth_model::{Backend, Kind as _};
 use hearth_vmm::BackendProbe;
 
-use crate::config::{Config, ServeOptions};
+use crate::config::{Config, NetworkMode, ServeOptions};
 use crate::hatch::Hatch;
 use crate::host::Vmms;
 
@@ -113,6 +113,7 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
                 .remedy(format!("`hearth doctor --fix`, or install the package {package}")),
         }
     }));
+    checks.push(network(&config));
     checks.push(data_dir(&config.data_dir));
     checks.push(privileges());
     checks.push(port(&config));
@@ -172,6 +173,28 @@ fn kernel(config: &Config) -> Check {
         }
         Err(error) => Check::new("guest kernel", Verdict::Fail, hearth_model::error::chain(&error))
             .remedy("`hearth doctor --fix` unpacks Debian's, or set kernel.dir"),
+    }
+}
+
+fn network(config: &Config) -> Check {
+    let name = "network";
+    let range = config.network.cidr;
+    match (config.network.mode, hearth_net::Network::possible()) {
+        (NetworkMode::User, _) => {
+            Check::new(name, Verdict::Warn, "QEMU's own, for guests of QEMU only: network.mode says so")
+                .remedy("set network.mode to auto for addresses of their own, isolation and limits")
+        }
+        (NetworkMode::Auto, Err(why)) => {
+            let check = Check::new(name, Verdict::Warn, format!("QEMU's own, for guests of QEMU only: {why}"));
+            check.remedy(why.hint().unwrap_or_else(|| "run `hearth serve` as root".into()))
+        }
+        (NetworkMode::Slots, Err(why)) => {
+            let check = Check::new(name, Verdict::Fail, format!("network.mode is slots, but {why}"));
+            check.remedy(why.hint().unwrap_or_else(|| "run `hearth serve` as root".into()))
+        }
+        (NetworkMode::Auto | NetworkMode::Slots, Ok(())) => {
+            Check::new(name, Verdict::Ok, format!("a namespace for each instance, addresses of {range}"))
+        }
     }
 }
 

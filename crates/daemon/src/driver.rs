@@ -314,6 +314,7 @@ impl Driver {
         if let Err(error) = self.host.store.remove_instance(&self.record.id) {
             error!(%error, "the record could not be removed");
         }
+        self.host.networks.give_back(&self.record);
         self.registry.forget(self.handle.id());
         self.handle.publish(|view| {
             view.gone = true;
@@ -400,10 +401,12 @@ impl Driver {
         let dir = self.handle.dir();
         let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
         let cleaned = end_vmm(Arc::clone(&self.host), dir, recorded_seat(&self.record)).await;
+        let left = self.host.networks.release(&self.record.id).await;
+        self.record.slot = None;
         let removed = blocking(move || files.iter().try_for_each(|file| hearth_disk::remove(file))).await;
         self.record.seat = None;
         self.record.stopped_at_ms = Some(now_ms());
-        self.rest(match cleaned.and(removed) {
+        self.rest(match cleaned.and(left).and(removed) {
             Ok(()) => InstanceState::Stopped,
             Err(error) => InstanceState::Failed { reason: error.chain() },
         });

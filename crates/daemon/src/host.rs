@@ -8,13 +8,14 @@ use hearth_model::runtime::Accel;
 use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, LoadPlan, load_plan};
 use hearth_snapshot::{CpuFingerprint, HostFacts, Manifest};
 use hearth_store::{InstanceRecord, Store};
-use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, SavedState, Seat, Started, Vmm};
+use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, Nic, SavedState, Seat, Started, Vmm};
 use tokio::sync::OnceCell;
 
 use crate::config::{Config, InitrdChoice};
 use crate::error::OpError;
 use crate::hatch::Hatch;
 use crate::metrics::Metrics;
+use crate::networks::{Networks, Place};
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
 use crate::pins::Pins;
@@ -29,6 +30,7 @@ pub(crate) struct Host {
     pub(crate) store: Store,
     pub(crate) pins: Pins,
     pub(crate) vmms: Vmms,
+    pub(crate) networks: Networks,
     pub(crate) settler: Settler,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) hatch: Hatch,
@@ -64,7 +66,13 @@ pub(crate) struct BootFiles {
 }
 
 impl Host {
-    pub(crate) fn new(config: Config, data: DataDir, store: Store, vmms: Vmms) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn new(
+        config: Config,
+        data: DataDir,
+        store: Store,
+        vmms: Vmms,
+        networks: Networks,
+    ) -> std::io::Result<Arc<Self>> {
         let pins = Pins::default();
         let settler = Settler::start(data.snapshots(), pins.clone())?;
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -81,6 +89,7 @@ impl Host {
             settler,
             metrics: Arc::new(Metrics::new(vmms.usable())),
             vmms,
+            networks,
             boot_files: OnceCell::new(),
             faults: Faults::default(),
         }))
@@ -166,7 +175,7 @@ impl Host {
         spec: &InstanceSpec,
         from: &SavedState,
     ) -> Result<Described, OpError> {
-        let launch = self.launch_spec(dir, spec, BootFiles::default());
+        let launch = self.launch_spec(dir, spec, BootFiles::default(), Place::default());
         Ok(self.vmms.launcher.inspect(&launch, from).await?)
     }
 
@@ -180,15 +189,15 @@ impl Host {
     }
 
     /// Boots a guest in its directory; its vCPUs run when this returns.
-    pub(crate) async fn boot(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<Vmm, OpError> {
-        let launch = self.launch_spec(dir, spec, self.boot_files().await?);
+    pub(crate) async fn boot(&self, dir: &InstanceDir, spec: &InstanceSpec, place: Place) -> Result<Vmm, OpError> {
+        let launch = self.launch_spec(dir, spec, self.boot_files().await?, place);
         Ok(self.vmms.launcher.boot(&launch).await?)
     }
 
     /// Starts a VMM that will load a saved guest in its directory.
-    pub(crate) async fn start(&self, dir: &InstanceDir, spec: &InstanceSpec) -> Result<Started, OpError> {
+    pub(crate) async fn start(&self, dir: &InstanceDir, spec: &InstanceSpec, place: Place) -> Result<Started, OpError> {
         // What is loaded has its kernel in its memory.
-        let launch = self.launch_spec(dir, spec, BootFiles::default());
+        let launch = self.launch_spec(dir, spec, BootFiles::default(), place);
         Ok(self.vmms.launcher.start(&launch).await?)
     }
 
@@ -200,8 +209,12 @@ impl Host {
         }
     }
 
-    /// The machine a specification means here.
-    pub(crate) fn machine(&self, spec: &InstanceSpec, files: BootFiles) -> Machine {
+    /// The machine a specification means here, apart from what it boots.
+    pub(crate) fn machine_of(&self, spec: &InstanceSpec) -> Machine {
+        self.machine(spec, BootFiles::default(), self.networks.nic(spec))
+    }
+
+    fn machine(&self, spec: &InstanceSpec, files: BootFiles, network: Nic) -> Machine {
         Machine {
             backend: spec.backend,
             accel: self.accel(spec.backend),
@@ -209,12 +222,12 @@ impl Host {
             memory: spec.memory,
             kernel: files.kernel,
             initrd: files.initrd,
-            network: spec.network,
+            network,
             foreign: spec.foreign.clone(),
         }
     }
 
-    fn launch_spec(&self, dir: &InstanceDir, spec: &InstanceSpec, files: BootFiles) -> LaunchSpec {
+    fn launch_spec(&self, dir: &InstanceDir, spec: &InstanceSpec, files: BootFiles, place: Place) -> LaunchSpec {
         let program = match spec.backend {
             Backend::Firecracker => &self.config.firecracker.path,
             Backend::QemuMicrovm | Backend::Qemu => &self.config.qemu.path,
@@ -222,7 +235,8 @@ impl Host {
         LaunchSpec {
             dir: dir.path().to_owned(),
             program: program.clone(),
-            machine: self.machine(spec, files),
+            machine: self.machine(spec, files, place.nic),
+            netns: place.netns,
             track_dirty_pages: self.config.firecracker.track_dirty_pages,
         }
     }

@@ -27,6 +27,7 @@ mod input;
 mod instances;
 mod logs;
 mod metrics;
+mod network;
 mod observe;
 mod refuse;
 mod resources;

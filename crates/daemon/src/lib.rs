@@ -17,6 +17,7 @@ mod host;
 mod http;
 mod images;
 mod metrics;
+mod networks;
 mod ops;
 mod paths;
 mod pins;

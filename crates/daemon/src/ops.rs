@@ -27,6 +27,7 @@ mod fork;
 mod import;
 mod restore;
 mod revert;
+mod slot;
 mod snapshot;
 mod standby;
 mod start;

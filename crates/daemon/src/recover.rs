@@ -110,19 +110,21 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
             }
             clean(host, &record).await?;
             record.stopped_at_ms = Some(now_ms());
-            record.seat = None;
+            (record.seat, record.slot) = (None, None);
             rest(host, registry, record, InstanceState::Stopped)
         }
         Recovery::Undo(state) => {
             clean(host, &record).await?;
-            record.seat = None;
+            (record.seat, record.slot) = (None, None);
             rest(host, registry, record, state)
         }
         Recovery::Remove | Recovery::FinishDelete => {
             clean(host, &record).await?;
             let whole = host.data.instance(&record.id).path().to_owned();
             blocking(move || hearth_disk::remove(&whole)).await?;
-            Ok(host.store.remove_instance(&record.id)?)
+            host.store.remove_instance(&record.id)?;
+            host.networks.give_back(&record);
+            Ok(())
         }
         Recovery::Hold(why) => {
             let state = InstanceState::Failed { reason: why.to_owned() };
@@ -152,6 +154,9 @@ fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<
 async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError> {
     let dir = host.data.instance(&record.id);
     end_vmm(Arc::clone(host), dir.clone(), recorded_seat(record)).await?;
+    if host.networks.adopt(record).await.is_ok() {
+        host.networks.release(&record.id).await?;
+    }
     let disks = record.spec.disks();
     let aside: Vec<_> = disks.iter().map(|disk| (dir.disk_before(&disk.path), dir.disk(&disk.path))).collect();
     let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
@@ -182,6 +187,14 @@ async fn adopt(
             Ok((met, heard)) => (agent, events) = (Some(met), Some(heard)),
             Err(error) => warn!(id = %record.id, %error, "the VMM runs, its agent does not answer"),
         }
+    }
+    // An operation that was cut off may have closed its gate.
+    let placed = match host.networks.adopt(&record).await {
+        Ok(()) => host.networks.unlock(&record.id).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = placed {
+        warn!(id = %record.id, %error, "the instance runs on without its network");
     }
     record.phase = Phase::Resting(InstanceState::Running);
     host.store.update_instance(&record)?;

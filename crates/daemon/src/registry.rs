@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hearth_agent_client::EventReceiver;
+use hearth_model::network::inner;
 use hearth_model::{ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, SnapshotId};
 use hearth_store::lookup::{Called, resolve};
 use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, SnapshotKind, SnapshotRecord};
@@ -270,6 +271,10 @@ impl Registry {
         if let Some(tags) = tags {
             spec.tags = tags;
         }
+        // A port of the host leads to one guest.
+        if let Some(network) = &mut spec.network {
+            network.ports.clear();
+        }
         let record = self.reserve(Op::Fork, spec, from.image_digest.clone(), Some(origin))?;
         let handle = self.spawn(record, None);
         handle.submit(Request::Fork(ForkPlan { source, target })).await?;
@@ -288,10 +293,12 @@ impl Registry {
         image_digest: String,
         source: Option<Origin>,
     ) -> Result<InstanceRecord, OpError> {
-        let now = now_ms();
+        let (host, now) = (&self.inner.host, now_ms());
         let id = InstanceId::from_entropy(random()?);
         let record = InstanceRecord {
-            mac: spec.network.then(|| crate::agents::user_network::MAC.to_owned()),
+            mac: spec.network.as_ref().map(|_| inner::MAC_TEXT.to_owned()),
+            address: host.networks.lease(&spec)?,
+            slot: None,
             id,
             spec,
             phase: Phase::Busy { op, from: InstanceState::Stopped },
@@ -306,7 +313,7 @@ impl Registry {
             exit: None,
             phases: PhaseClock::start("initializing", now),
         };
-        self.inner.host.store.insert_instance(&record)?;
+        host.store.insert_instance(&record).inspect_err(|_| host.networks.give_back(&record))?;
         Ok(record)
     }
 

@@ -20,6 +20,7 @@ use crate::config::{AccelChoice, Config, ConfigError, ServeOptions};
 use crate::error::OpError;
 use crate::host::{Host, Vmms};
 use crate::images::Images;
+use crate::networks::Networks;
 use crate::paths::DataDir;
 use crate::registry::Registry;
 
@@ -56,6 +57,9 @@ pub enum ServeError {
     /// Instances could not be recovered.
     #[error("recover instances")]
     Recover(#[source] OpError),
+    /// The host's network could not be prepared.
+    #[error("prepare the network")]
+    Network(#[source] OpError),
     /// The runtime or a signal handler failed.
     #[error("serve")]
     Io(#[from] std::io::Error),
@@ -67,7 +71,7 @@ impl Kind for ServeError {
             Self::Config(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Directory { source, .. } | Self::Listen { source, .. } | Self::Io(source) => io_kind(source),
-            Self::Recover(error) => error.kind,
+            Self::Recover(error) | Self::Network(error) => error.kind,
         }
     }
 
@@ -80,7 +84,7 @@ impl Kind for ServeError {
                 "something listens on {listen} already, perhaps another daemon; choose another with --listen"
             )),
             Self::Listen { .. } | Self::Io(_) => None,
-            Self::Recover(error) => error.hint.clone(),
+            Self::Recover(error) | Self::Network(error) => error.hint.clone(),
         }
     }
 }
@@ -131,11 +135,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         Ok(parent) => info!(parent = %parent.display(), "each VMM has a cgroup of its own"),
         Err(why) => info!(why, "VMMs are in this daemon's cgroup: whoever ends all of that ends them"),
     }
-    let host = Host::new(config, data, store, vmms)?;
+    let networks = Networks::open(&config, &store.instances().map_err(|e| ServeError::Recover(e.into()))?).await;
+    let networks = networks.map_err(ServeError::Network)?;
+    let host = Host::new(config, data, store, vmms, networks)?;
     let registry = Registry::new(Arc::clone(&host));
     crate::recover::recover_all(&host, &registry).await.map_err(ServeError::Recover)?;
 
-    let app = Arc::new(App::new(host, registry.clone()));
+    let app = Arc::new(App::new(Arc::clone(&host), registry.clone()));
     let draining = app.draining.clone();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -153,6 +159,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if tokio::time::timeout(DRAIN, registry.drained()).await.is_err() {
         warn!(seconds = DRAIN.as_secs(), "operations still run; they are recovered at the next start");
     }
+    host.networks.close().await;
     info!("drained; instances run on");
     Ok(())
 }

@@ -10,7 +10,8 @@ use hearth_agent_client::fake::FakeGuest;
 use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
 use hearth_model::spec::Program;
-use hearth_model::{Backend, ByteSize, InstanceSpec, InstanceState, MemMib};
+use hearth_model::{Backend, ByteSize, InstanceSpec, InstanceState, MemMib, Network};
+use hearth_net::fake::FakeNetwork;
 use hearth_store::Store;
 use hearth_vmm::fake::FakeHost;
 use hearth_vmm::{BackendProbe, Ended, Launcher};
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, Request};
 use crate::host::{Host, Vmms};
+use crate::networks::Networks;
 use crate::ops::{ImportPlan, import_guest};
 use crate::paths::DataDir;
 use crate::registry::Registry;
@@ -61,6 +63,7 @@ pub(crate) struct World {
     pub(crate) digest: String,
     /// Guests that are dialled while this is set say nothing.
     pub(crate) mute: Arc<AtomicBool>,
+    pub(crate) network: FakeNetwork,
     _dir: tempfile::TempDir,
 }
 
@@ -75,6 +78,8 @@ pub(crate) struct Picture {
     snapshots: (usize, usize),
     /// Imports that are under way.
     imports: usize,
+    /// Slots of the network that are taken, those that are open, and leased addresses.
+    network: (usize, usize, usize),
 }
 
 impl World {
@@ -114,9 +119,11 @@ impl World {
         };
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         config.firecracker.resume_on_load = hatch;
-        let host = Host::new(config, data, store, vmms).expect("a host");
+        let network = FakeNetwork::new(&crate::networks::slots_config(&config));
+        let networks = Networks::Slots(hearth_net::Network::Fake(network.clone()));
+        let host = Host::new(config, data, store, vmms, networks).expect("a host");
         let registry = Registry::new(Arc::clone(&host));
-        Self { backend, host, registry, digest, mute, _dir: dir }
+        Self { backend, host, registry, digest, mute, network, _dir: dir }
     }
 
     pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
@@ -128,7 +135,7 @@ impl World {
             memory: MemMib::MIN,
             vcpus: 1,
             overlay: ByteSize::mib(64),
-            network: false,
+            network: Some(Network::default()),
             agent: true,
             tags: BTreeMap::new(),
             env: BTreeMap::new(),
@@ -181,6 +188,13 @@ impl World {
         self.registry.resolve(name).expect("it is there")
     }
 
+    fn network_of_host(&self) -> &hearth_net::Network {
+        match &self.host.networks {
+            Networks::Slots(network) => network,
+            Networks::User(_) => panic!("the network is a fake one here"),
+        }
+    }
+
     pub(crate) fn fake(&self) -> &FakeHost {
         match &self.host.vmms.launcher {
             Launcher::Fake(fake) => fake,
@@ -192,6 +206,9 @@ impl World {
     pub(crate) async fn reborn(&mut self) {
         self.host.faults.set(None);
         self.host.pins.forget_all();
+        let records = self.host.store.instances().expect("readable");
+        self.network.reopen(&crate::networks::seats(&records));
+        records.iter().filter_map(|record| record.address).for_each(|address| self.network_of_host().hold(address));
         self.registry = Registry::new(Arc::clone(&self.host));
         crate::recover::recover_all(&self.host, &self.registry).await.expect("recovered");
     }
@@ -224,6 +241,7 @@ impl World {
                 std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),
             ),
             imports: std::fs::read_dir(self.host.data.imports()).expect("listed").count(),
+            network: (self.network.taken().len(), self.network.open().len(), self.network.leased().len()),
         }
     }
 

@@ -12,6 +12,7 @@ use hearth_model::Backend;
 
 use super::view::PLATFORM;
 use crate::host::Host;
+use crate::networks::Networks;
 use crate::serve::App;
 
 /// What every runtime of this build can do.
@@ -39,9 +40,25 @@ fn of(host: &Host) -> Capabilities {
         features: FEATURES.map(Into::into).into(),
         host: HostInfo { arch: "amd64".into(), os: "linux".into() },
         images: ImageSupport { default_platform: PLATFORM.into(), platforms: vec![PLATFORM.into()] },
-        network: NetworkSupport { guest_to_guest: false, model: NetworkModel::Nat, gateway: None, subnet: None },
+        network: network(host),
         runtimes,
         server: ServerInfo { api_version: env!("CARGO_PKG_VERSION").into(), version: env!("CARGO_PKG_VERSION").into() },
+    }
+}
+
+fn network(host: &Host) -> NetworkSupport {
+    let user = NetworkSupport { guest_to_guest: false, model: NetworkModel::Nat, gateway: None, subnet: None };
+    match &host.networks {
+        Networks::User(_) => user,
+        Networks::Slots(_) => {
+            let config = &host.config.network;
+            NetworkSupport {
+                guest_to_guest: !config.isolated,
+                gateway: config.cidr.hosts().next().map(|address| address.to_string()),
+                subnet: Some(config.cidr.to_string()),
+                ..user
+            }
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::config::Defaults;
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, Request};
 use crate::images::parse_ref;
+use crate::networks::Networks;
 use crate::resources;
 use crate::serve::App;
 
@@ -61,7 +62,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
     let image = app.images.get(&parse_ref(&request.image)?)?;
     let digest = image.digest.clone();
-    let spec = spec(&app.config.defaults, request, image)?;
+    let spec = spec(&app.config.defaults, &app.host.networks, request, image)?;
     let host = ByteSize(resources::capacity(&app.config.data_dir).memory);
     fits_into(host, &spec)?;
     let instance = app.registry.begin(spec, digest)?;
@@ -184,7 +185,12 @@ pub(super) async fn restore(State(app): State<Arc<App>>, Named(id): Named<String
 }
 
 /// The request as a specification, with defaults filled in.
-fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Result<InstanceSpec, Failure> {
+fn spec(
+    defaults: &Defaults,
+    networks: &Networks,
+    request: CreateInstance,
+    image: ImageRecord,
+) -> Result<InstanceSpec, Failure> {
     let name = parse_name("instance", &request.name)?;
     let env = request.env.unwrap_or_default();
     check_env(&env)?;
@@ -216,25 +222,13 @@ fn spec(defaults: &Defaults, request: CreateInstance, image: ImageRecord) -> Res
             Some(text) => overlay(text)?,
             None => defaults.overlay,
         },
-        network: network(backend, request.network.and_then(|network| network.enabled))?,
+        network: super::network::asked(networks, backend, request.network)?,
         agent: !request.skip_guest_agent.unwrap_or(false),
         tags: request.tags.unwrap_or_default(),
         env,
         program,
         image: image.name,
     })
-}
-
-/// QEMU brings a network of its own; Firecracker takes a tap, and there is none yet.
-fn network(backend: Backend, wanted: Option<bool>) -> Result<bool, Failure> {
-    match backend {
-        Backend::QemuMicrovm | Backend::Qemu => Ok(wanted.unwrap_or(true)),
-        Backend::Firecracker if wanted == Some(true) => Err(Failure::unsupported(
-            "a network under firecracker is not there yet",
-            "leave out \"network\", or use hypervisor qemu-microvm",
-        )),
-        Backend::Firecracker => Ok(false),
-    }
 }
 
 /// More memory than the host has can never be had; whether it is free is the kernel's to say.
@@ -282,6 +276,7 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hearth_api::instances::{NetworkRequest, Outbound};
     use hearth_model::spec::ImageConfig;
 
     fn image() -> ImageRecord {
@@ -299,14 +294,21 @@ mod tests {
     fn of(change: impl FnOnce(&mut CreateInstance)) -> Result<InstanceSpec, Failure> {
         let mut request = CreateInstance { image: "app".into(), name: "web".into(), ..CreateInstance::default() };
         change(&mut request);
-        spec(&crate::config::Config::default().defaults, request, image())
+        let networks = Networks::User("a test".into());
+        spec(&crate::config::Config::default().defaults, &networks, request, image())
+    }
+
+    fn network(change: impl FnOnce(&mut NetworkRequest)) -> Option<NetworkRequest> {
+        let mut network = NetworkRequest::default();
+        change(&mut network);
+        Some(network)
     }
 
     #[test]
     fn what_is_left_out_or_empty_is_the_default() {
         let plain = of(|_| ()).expect("valid");
         assert_eq!((plain.memory.mib(), plain.vcpus, plain.overlay), (256, 1, ByteSize::gib(10)));
-        assert!(plain.network);
+        assert_eq!(plain.network, Some(hearth_model::Network::default()));
         assert_eq!(plain.program.argv, ["/serve"]);
         let empty = of(|request| {
             request.size = Some(String::new());
@@ -319,7 +321,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         type Change = fn(&mut CreateInstance);
-        let cases: [(&str, ErrorKind, Change); 10] = [
+        let cases: [(&str, ErrorKind, Change); 17] = [
             ("Web_1", ErrorKind::Invalid, |r| r.name = "Web_1".into()),
             ("size", ErrorKind::Invalid, |r| r.size = Some("lots".into())),
             ("too small", ErrorKind::Invalid, |r| r.size = Some("1MB".into())),
@@ -329,6 +331,22 @@ mod tests {
             ("hypervisor", ErrorKind::Unsupported, |r| r.hypervisor = Some("cloud-hypervisor".into())),
             ("hypervisor", ErrorKind::Invalid, |r| r.hypervisor = Some("bochs".into())),
             ("A=B", ErrorKind::Invalid, |r| r.env = Some([("A=B".to_owned(), String::new())].into())),
+            ("under firecracker", ErrorKind::Unsupported, |r| {
+                r.hypervisor = Some("firecracker".into());
+                r.network = network(|n| n.enabled = Some(true));
+            }),
+            ("bandwidth", ErrorKind::Unsupported, |r| {
+                r.network = network(|n| n.bandwidth_upload = Some("1Mbps".into()))
+            }),
+            ("a list", ErrorKind::Unsupported, |r| r.network = network(|n| n.allow = Some(vec!["a.com".into()]))),
+            ("network.allow", ErrorKind::Invalid, |r| r.network = network(|n| n.allow = Some(vec!["::1".into()]))),
+            ("network.outbound", ErrorKind::Invalid, |r| r.network = network(|n| n.outbound = Some(Outbound::List))),
+            ("given twice", ErrorKind::Invalid, |r| {
+                r.network = network(|n| n.ports = Some(vec!["80:80".into(), "80:81".into()]));
+            }),
+            ("network.enabled", ErrorKind::Invalid, |r| {
+                r.network = network(|n| (n.enabled, n.outbound) = (Some(false), Some(Outbound::None)));
+            }),
             ("names no command", ErrorKind::Invalid, |r| r.entrypoint = Some(Vec::new())),
         ];
         for (says, kind, change) in cases {

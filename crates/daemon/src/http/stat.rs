@@ -30,6 +30,7 @@ pub(super) async fn stats(
     let view = instance.view();
     let allocated = view.record.spec.memory.size().bytes();
     let usage = instance.usage();
+    let traffic = app.host.networks.usage(&view.record.id);
     // Sizes of memory are far below where a float is less exact.
     #[allow(clippy::cast_precision_loss)]
     let ratio = usage.map(|usage| usage.rss_bytes as f64 / allocated as f64);
@@ -41,9 +42,9 @@ pub(super) async fn stats(
         instance_name: view.record.spec.name.to_string(),
         memory_rss_bytes: usage.map_or(0, |usage| usage.rss_bytes),
         memory_vms_bytes: usage.map_or(0, |usage| usage.vms_bytes),
-        // User-mode networking: nobody counts.
-        network_rx_bytes: 0,
-        network_tx_bytes: 0,
+        // Of QEMU's own network nobody counts.
+        network_rx_bytes: traffic.map_or(0, |traffic| traffic.rx_bytes),
+        network_tx_bytes: traffic.map_or(0, |traffic| traffic.tx_bytes),
         memory_utilization_ratio: ratio,
         memory_private_bytes: usage.map(|usage| usage.private_bytes),
     }))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hearth_api::Tags;
 use hearth_api::images::{Image, ImageStatus};
-use hearth_api::instances::{Busy, ForkedFrom, Instance, InstanceNetwork, InstanceState};
+use hearth_api::instances::{Busy, ForkedFrom, Instance, InstanceState};
 use hearth_api::snapshots::{CompressionState, Snapshot, SnapshotKind};
 use hearth_model::{InstanceState as Rest, Phase};
 use hearth_store::{ImageRecord, Origin, SnapshotRecord};
@@ -33,13 +33,7 @@ pub(super) fn instance(view: &InstanceView) -> Instance {
         exit_message: record.exit.as_ref().map(|exit| exit.message.clone()),
         has_snapshot: Some(matches!(view.state(), Rest::Standby { .. })),
         hypervisor: Some(spec.backend.to_string()),
-        network: Some(InstanceNetwork {
-            enabled: Some(spec.network),
-            // User-mode networking: the host has no address for the guest.
-            ip: None,
-            mac: record.mac.clone(),
-            name: spec.network.then(|| "default".into()),
-        }),
+        network: Some(super::network::shown(record)),
         overlay_size: Some(spec.overlay.to_string()),
         phase_durations_ms: Some(record.phases.durations_at(now_ms())),
         platform: Some(PLATFORM.into()),

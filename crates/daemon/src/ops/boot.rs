@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Born, Live, Subject};
+use super::{Born, Live, Subject, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::run::{Run, blocking};
@@ -19,11 +19,12 @@ const QUOTED: usize = 8;
 
 pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Born, OpError> {
     let dir = subject.dir.clone();
+    let place = slot::take(host, subject, run).await?;
     let memory = dir.memory();
     let files = [memory, dir.memory_base()];
     run.undo("memory file", blocking(move || files.iter().try_for_each(|file| hearth_disk::remove(file))));
     run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
-    let vmm = Arc::new(run.step("launch vmm", host.boot(&dir, &subject.record.spec)).await?);
+    let vmm = Arc::new(run.step("launch vmm", host.boot(&dir, &subject.record.spec, place)).await?);
     subject.record.seat = host::seat_value(&vmm);
 
     let (mut agent, mut events) = (None, None);
@@ -37,6 +38,7 @@ pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
         refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         (agent, events) = (Some(met), Some(heard));
     }
+    slot::open(host, subject, run).await?;
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;

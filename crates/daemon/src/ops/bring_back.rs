@@ -1,8 +1,8 @@
 //! Bringing a guest back from a bundle: what restore, fork and revert share.
 //!
 //! Everything the guest can see is in its own directory, by its own links and clones, before the
-//! VMM loads: so it may resume inside the load. It counts as running only when its agent has
-//! acknowledged who it is now; one without an agent, when it runs.
+//! VMM loads: so it may resume inside the load. It counts as running, and its network opens, only
+//! when its agent has acknowledged who it is now; one without an agent, when it runs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use hearth_model::foreign::ForeignState;
 use hearth_snapshot::Bundle;
 use hearth_vmm::{ControlError, LaunchError, Loaded, Ready, SavedState, SocketWait, Started};
 
-use super::{Born, Live, Subject, files};
+use super::{Born, Live, Subject, files, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::metrics::{self, Plan};
@@ -20,17 +20,18 @@ use crate::paths::InstanceDir;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
-/// Starts the VMM, so that it comes up meanwhile, and clones the bundle's overlay to the guest's own.
+/// Takes the guest's place on the network, starts the VMM, so that it comes up meanwhile, and clones the bundle's overlay to the guest's own.
 /// What undoes the clone, the caller has said; it goes on with [`bring_back`].
 pub(super) async fn start(
     host: &Arc<Host>,
-    subject: &Subject,
+    subject: &mut Subject,
     bundle: &Bundle,
     run: &mut Run,
 ) -> Result<Started, OpError> {
+    let place = slot::take(host, subject, run).await?;
     run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
     let clone = files::replace_by_clones(files::writable_disks(bundle, &subject.dir));
-    let start = host.start(&subject.dir, &subject.record.spec);
+    let start = host.start(&subject.dir, &subject.record.spec, place);
     let ((), started) = run.steps_together(("clone overlay", clone), ("start vmm", start)).await?;
     Ok(started)
 }
@@ -100,6 +101,7 @@ pub(super) async fn bring_back(
         refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         (agent, events) = (Some(met), Some(heard));
     }
+    slot::open(host, subject, run).await?;
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;

@@ -10,11 +10,11 @@ use hearth_snapshot::{Bundle, BundleKind, Draft, Manifest};
 use hearth_store::{SnapshotKind, SnapshotRecord};
 use hearth_vmm::{Ram, SaveMemory, StateFormat, Vmm};
 
-use super::{Born, Live, Subject, files};
+use super::{Born, Live, Subject, files, slot};
 use crate::agents;
 use crate::clock::now_ms;
 use crate::error::OpError;
-use crate::host::{BootFiles, Host};
+use crate::host::Host;
 use crate::registry::random;
 use crate::run::{Run, blocking};
 
@@ -50,7 +50,7 @@ pub(super) async fn open(host: &Arc<Host>, id: &SnapshotId) -> Result<Bundle, Op
         .await
         .map_err(|error| error.about("snapshot", id.as_str()))?;
     let manifest = bundle.manifest();
-    let devices = hearth_vmm::device_set(&host.machine(&manifest.spec, BootFiles::default()));
+    let devices = hearth_vmm::device_set(&host.machine_of(&manifest.spec));
     let fits = hearth_snapshot::compatible(manifest, &host.facts(manifest.backend), &[devices]);
     fits.map_err(|error| OpError::from_kind(&error).about("snapshot", id.as_str()))?;
     Ok(bundle)
@@ -139,6 +139,7 @@ pub(super) async fn save(
         run.note(format!("{how:?}"));
     }
 
+    slot::shut(host, subject, run).await?;
     run.undo("resume", resume_if_there(Arc::clone(&vmm)));
     run.step("pause", async { vmm.pause().await.map_err(OpError::from) }).await?;
     if vmm.ram() == Ram::Tracked {
@@ -183,6 +184,7 @@ pub(super) async fn save(
             let refreshed = run.step("set clock", agents::refresh(&agent, &identity, within)).await;
             refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
         }
+        slot::open(host, subject, run).await?;
     }
     let record = publish(host, Source::of(subject), draft, purpose, Some(saved.format), run).await?;
     Ok(SavedLive { record, reached_anew })
@@ -303,7 +305,7 @@ pub(super) async fn publish(
         backend: spec.backend,
         accel: facts.accel,
         vmm_version: facts.vmm_version.unwrap_or_default(),
-        device_set: vec![hearth_vmm::device_set(&host.machine(&spec, BootFiles::default()))],
+        device_set: vec![hearth_vmm::device_set(&host.machine_of(&spec))],
         state_format: format.map(format_name).unwrap_or_default(),
         memory: spec.memory,
         vcpus: spec.vcpus,

@@ -141,7 +141,7 @@ fn specification(plan: &ImportPlan, memory: MemMib) -> InstanceSpec {
         memory,
         vcpus: 1,
         overlay: ByteSize(0),
-        network: false,
+        network: None,
         agent: plan.agent,
         tags: plan.tags.clone(),
         env: BTreeMap::new(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hearth_model::InstanceState;
 use hearth_store::SnapshotKind;
 
-use super::{Outcome, Subject, bundle};
+use super::{Outcome, Subject, bundle, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::run::{Run, blocking};
@@ -23,6 +23,7 @@ pub(super) async fn standby(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     // The bundle is published: from here on the instance is in standby.
     let (dir, seat) = (subject.dir.clone(), recorded_seat(&subject.record));
     run.finish("end vmm", || end_vmm(Arc::clone(host), dir.clone(), seat.clone())).await;
+    slot::give_up(host, subject, run).await;
     let mapped = [dir.memory(), dir.memory_base(), dir.vmstate()];
     run.finish("unlink memory", || {
         let mapped = mapped.clone();

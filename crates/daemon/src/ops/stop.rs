@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hearth_model::InstanceState;
 
-use super::{Outcome, Subject};
+use super::{Outcome, Subject, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::run::{Run, blocking};
@@ -50,6 +50,7 @@ pub(super) async fn shut_down(host: &Arc<Host>, subject: &Subject, run: &mut Run
 pub(super) async fn end(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) {
     let (dir, seat) = (subject.dir.clone(), recorded_seat(&subject.record));
     run.finish("end vmm", || end_vmm(Arc::clone(host), dir.clone(), seat.clone())).await;
+    slot::give_up(host, subject, run).await;
     let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
     run.finish("remove memory", || {
         let files = files.clone();

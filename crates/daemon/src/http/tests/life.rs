@@ -55,7 +55,7 @@ async fn an_instance_from_creation_to_removal() {
         env: Some(tags(&[("A", "1")])),
         size: Some("512 MB".into()),
         vcpus: Some(2),
-        network: Some(NetworkRequest { enabled: Some(false) }),
+        network: Some(NetworkRequest { enabled: Some(false), ..NetworkRequest::default() }),
         ..Server::wanted("web")
     };
     let web = client.create_instance(&wanted).await.expect("created");
