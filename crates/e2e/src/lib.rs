@@ -10,6 +10,7 @@
 
 mod backend;
 mod binary;
+mod capture;
 mod daemon;
 mod evidence;
 mod host;
@@ -23,6 +24,7 @@ mod traces;
 mod vm;
 
 pub use backend::slowness;
+pub use capture::Capture;
 pub use host::{Cli, TestHost};
 pub use image::TestImage;
 pub use refusal::{Refusal, refused};
