@@ -12,8 +12,12 @@ pub mod fake;
 mod fault;
 mod lease;
 mod network;
+mod nft;
+mod ruleset;
 mod slots;
 mod spec;
+#[cfg(test)]
+mod testbed;
 
 pub use fault::{Impossible, NetError};
 pub use network::Network;
