@@ -168,8 +168,8 @@ impl FakeNetwork {
         let netns = namespace()?;
         self.call(|state| {
             state.leases.check(wish.address)?;
-            if let Some(slot) = state.number(&wish.id) {
-                return Err(NetError::AlreadyTaken { id: wish.id.clone(), slot });
+            if state.number(&wish.id).is_some() {
+                return Err(NetError::AlreadyTaken { id: wish.id.clone() });
             }
             if let Some(slot) = state.slots.values().find(|slot| slot.address == wish.address) {
                 let holder = slot.holder.as_ref().map(|wish| wish.id.clone());

@@ -7,6 +7,8 @@ use hearth_model::error::io_kind;
 use hearth_model::{ErrorKind, InstanceId, Kind};
 use ipnet::Ipv4Net;
 
+use crate::nft::NftError;
+
 /// Why this process cannot make networks for instances.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
@@ -65,8 +67,8 @@ pub enum NetError {
     #[error("use the address {address}: {} has it", holder.as_ref().map_or("another slot".into(), |id| format!("instance {id}")))]
     AddressTaken { address: Ipv4Addr, holder: Option<InstanceId> },
     /// The instance has a slot.
-    #[error("take a slot for instance {id}: it has slot {slot}")]
-    AlreadyTaken { id: InstanceId, slot: u32 },
+    #[error("take a slot for instance {id}: it has one")]
+    AlreadyTaken { id: InstanceId },
     /// The instance has no slot.
     #[error("{action} the network of instance {id}: it has none")]
     NoSlot { action: &'static str, id: InstanceId },
@@ -81,6 +83,16 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// Rules could not be changed or read.
+    #[error("set the rules of {of}")]
+    Rules {
+        of: String,
+        #[source]
+        source: NftError,
+    },
+    /// The daemon ends, and begins nothing more.
+    #[error("change the network: the daemon ends")]
+    Ending,
     /// Made to fail by a test's fake.
     #[cfg(feature = "fake")]
     #[error("network, as a test demanded")]
@@ -100,6 +112,8 @@ impl Kind for NetError {
             }
             Self::Gone { .. } => ErrorKind::HostFailed,
             Self::Host { source, .. } => io_kind(source),
+            Self::Rules { source, .. } => source.kind(),
+            Self::Ending => ErrorKind::Cancelled,
             #[cfg(feature = "fake")]
             Self::Demanded => ErrorKind::HostFailed,
         }
@@ -108,6 +122,7 @@ impl Kind for NetError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Impossible(source) => source.hint(),
+            Self::Rules { source, .. } => source.hint(),
             Self::TagTaken { .. } => Some("stop that daemon, or use another data_dir for this one".into()),
             Self::RangeClash { .. } => Some("configure another network.cidr that nothing on this host uses".into()),
             Self::RangeTooSmall { .. } => Some("configure a network.cidr of at least four addresses".into()),
@@ -123,5 +138,16 @@ impl Kind for NetError {
             }
             _ => None,
         }
+    }
+}
+
+/// Says what was being done when a call to the kernel failed.
+pub(crate) trait During<T> {
+    fn during(self, action: &'static str, object: impl FnOnce() -> String) -> Result<T, NetError>;
+}
+
+impl<T> During<T> for io::Result<T> {
+    fn during(self, action: &'static str, object: impl FnOnce() -> String) -> Result<T, NetError> {
+        self.map_err(|source| NetError::Host { action, object: object(), source })
     }
 }

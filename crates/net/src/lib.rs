@@ -7,19 +7,29 @@
 //! Not here: who gets a network and when the gate opens is the caller's affair; nothing here knows
 //! VMMs, records or the guest's insides.
 
+mod bandwidth;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod fault;
+#[cfg(feature = "fake")]
+pub mod guest;
+mod host;
 mod lease;
+mod netlink;
+mod netns;
 mod network;
 mod nft;
 mod ruleset;
+mod slot;
 mod slots;
 mod spec;
+mod steps;
+mod tag;
 #[cfg(test)]
 mod testbed;
 
 pub use fault::{Impossible, NetError};
 pub use network::Network;
+pub use nft::NftError;
 pub use slots::Slots;
 pub use spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};

@@ -36,7 +36,7 @@ pub(crate) struct Session {
 
 /// Rules could not be changed or read; nothing of the commands happened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NftError {
+pub enum NftError {
     /// There can be no context in this namespace now.
     #[error("open a netfilter socket for nftables")]
     Open(#[source] io::Error),

@@ -1,52 +1,482 @@
-//! Slots on this host: namespaces with a tap and a way out, made ahead.
+//! Slots on this host: made ahead in a pool, taken by instances, found again after a restart.
+//!
+//! The pool is filled off the path: each take, and each slot that was made, looks whether more are
+//! wanted. What talks to the kernel runs to its end on a thread that may block, whether the caller
+//! still waits or not.
 
+use std::borrow::Borrow;
+use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use hearth_model::InstanceId;
+use rustix::thread::CapabilitySet;
+use tokio_util::task::TaskTracker;
 
-use crate::fault::{Impossible, NetError};
-use crate::spec::{NetConfig, NetSeat, Taken, Usage, Wish};
+use crate::fault::{During, Impossible, NetError};
+use crate::host;
+use crate::lease::{Leases, host_address};
+use crate::netlink::Rtnl;
+use crate::netns;
+use crate::nft::Nft;
+use crate::ruleset::{self, PublishedPort};
+use crate::slot::{self, Ground, Slot};
+use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
+use crate::steps::Steps;
+use crate::tag::Tag;
+
+/// How many slots are made at once for the pool: more only wait for one another in the kernel, and
+/// keep it from whoever takes one.
+const MADE_AT_ONCE: usize = 2;
+
+/// Making and removing devices keeps the kernel's one lock of all network changes for milliseconds at
+/// a time. So the background waits until no instance has been on its way for this long,
+const QUIET: Duration = Duration::from_millis(20);
+/// or until it has waited this long.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Slots on this host. Cheap to clone.
 #[derive(Debug, Clone)]
-pub enum Slots {}
+pub struct Slots(Arc<Inner>);
 
-#[allow(clippy::unused_async, reason = "as they will be")]
+#[derive(Debug)]
+struct Inner {
+    config: NetConfig,
+    ground: Arc<Ground>,
+    outside: Rtnl,
+    state: Mutex<State>,
+    /// What is made and removed in the background.
+    background: TaskTracker,
+    /// Held as long as this is: no other process uses the same names.
+    _tag: UnixDatagram,
+}
+
+#[derive(Debug)]
+struct State {
+    leases: Leases,
+    instances: HashMap<InstanceId, Instance>,
+    pool: VecDeque<Slot>,
+    /// Of the pool's.
+    being_made: usize,
+    /// When an instance's way was last gone, from taking a slot to opening its gate.
+    busy: Instant,
+    next: u32,
+    closed: bool,
+}
+
+/// An instance's part.
+#[derive(Debug)]
+struct Instance {
+    address: Ipv4Addr,
+    ports: Vec<PublishedPort>,
+    /// `None` while it is being taken.
+    slot: Option<Arc<Slot>>,
+    /// Its gate is going to be opened soon.
+    on_its_way: bool,
+}
+
 impl Slots {
     pub(crate) fn possible() -> Result<(), Impossible> {
-        Err(Impossible::NoKernelSupport { what: "slots" })
+        let has = rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+        let needed = [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN")];
+        let missing: Vec<_> = needed.iter().filter(|(one, _)| !has.contains(*one)).map(|(_, name)| *name).collect();
+        if !missing.is_empty() {
+            return Err(Impossible::Unprivileged { missing });
+        }
+        if !std::path::Path::new(netns::TUN).exists() {
+            return Err(Impossible::NoKernelSupport { what: "tun" });
+        }
+        Nft::load().map(drop)
     }
-    pub(crate) async fn open(_config: NetConfig, _owned: &[NetSeat]) -> Result<Self, NetError> {
-        Self::possible().map_err(NetError::Impossible).map(|()| unreachable!("it is not possible"))
+
+    pub(crate) async fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Self, NetError> {
+        let owned = owned.to_vec();
+        let opened = blocking(move || open(config, &owned)).await?;
+        refill(&opened.0);
+        Ok(opened)
     }
+
     pub(crate) fn lease(&self) -> Result<Ipv4Addr, NetError> {
-        match *self {}
+        self.0.lock().leases.lease(Instant::now())
     }
-    pub(crate) fn hold(&self, _: Ipv4Addr) {
-        match *self {}
+
+    pub(crate) fn hold(&self, address: Ipv4Addr) {
+        self.0.lock().leases.hold(address);
     }
-    pub(crate) fn give_back(&self, _: Ipv4Addr) {
-        match *self {}
+
+    pub(crate) fn give_back(&self, address: Ipv4Addr) {
+        self.0.lock().leases.give_back(address, Instant::now());
     }
-    pub(crate) async fn take(&self, _: &Wish) -> Result<Taken, NetError> {
-        match *self {}
+
+    pub(crate) async fn take(&self, wish: &Wish) -> Result<Taken, NetError> {
+        let (inner, wish) = (Arc::clone(&self.0), wish.clone());
+        let taken = blocking(move || take(&inner, &wish)).await;
+        refill(&self.0);
+        taken
     }
-    pub(crate) async fn unlock(&self, _: &InstanceId) -> Result<(), NetError> {
-        match *self {}
+
+    pub(crate) async fn unlock(&self, id: &InstanceId) -> Result<(), NetError> {
+        self.set_open("unlock", id, true).await
     }
-    pub(crate) async fn shut(&self, _: &InstanceId) -> Result<(), NetError> {
-        match *self {}
+
+    pub(crate) async fn shut(&self, id: &InstanceId) -> Result<(), NetError> {
+        self.set_open("shut", id, false).await
     }
-    pub(crate) async fn release(&self, _: &InstanceId) -> Result<(), NetError> {
-        match *self {}
+
+    async fn set_open(&self, action: &'static str, id: &InstanceId, open: bool) -> Result<(), NetError> {
+        let slot = self.0.slot(id).ok_or_else(|| NetError::NoSlot { action, id: id.clone() })?;
+        let done = blocking(move || slot.set_open(open)).await;
+        let mut state = self.0.lock();
+        state.busy = Instant::now();
+        if let Some(instance) = state.instances.get_mut(id) {
+            instance.on_its_way = false;
+        }
+        done
     }
-    pub(crate) async fn adopt(&self, _: &Wish, _: &NetSeat) -> Result<(), NetError> {
-        match *self {}
+
+    pub(crate) async fn release(&self, id: &InstanceId) -> Result<(), NetError> {
+        let (inner, id) = (Arc::clone(&self.0), id.clone());
+        blocking(move || release(&inner, &id)).await
     }
-    pub(crate) fn usage(&self, _: &InstanceId) -> Option<Usage> {
-        match *self {}
+
+    pub(crate) async fn adopt(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+        let (inner, wish, seat) = (Arc::clone(&self.0), wish.clone(), seat.clone());
+        blocking(move || adopt(&inner, &wish, &seat)).await
     }
+
+    pub(crate) fn usage(&self, id: &InstanceId) -> Option<Usage> {
+        self.0.slot(id)?.usage()
+    }
+
     pub(crate) async fn close(&self) {
-        match *self {}
+        let waiting = {
+            let mut state = self.0.lock();
+            state.closed = true;
+            std::mem::take(&mut state.pool)
+        };
+        for slot in waiting {
+            remove_later(&self.0, slot);
+        }
+        self.0.background.close();
+        self.0.background.wait().await;
+        if !self.0.lock().instances.is_empty() {
+            return;
+        }
+        let inner = Arc::clone(&self.0);
+        let restored = blocking(move || host::restore(inner.config.cidr, &inner.ground, &inner.outside)).await;
+        if let Err(error) = restored {
+            let error = hearth_model::error::chain(&error);
+            tracing::warn!(error, "the network's rules could not be removed from the host");
+        }
+    }
+
+    /// How many slots wait in the pool.
+    #[cfg(feature = "fake")]
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.lock().pool.len()
+    }
+
+    /// What the names of its namespaces begin with.
+    #[cfg(feature = "fake")]
+    #[must_use]
+    pub fn namespaces(&self) -> String {
+        self.0.ground.tag.namespaces()
+    }
+
+    /// How many calls were made that make and take slots.
+    #[cfg(feature = "fake")]
+    #[must_use]
+    pub fn calls(&self) -> u32 {
+        self.0.ground.steps.calls()
+    }
+
+    /// Lets the nth of them from now fail, counted from 0; `None` lets all succeed.
+    #[cfg(feature = "fake")]
+    pub fn fail(&self, nth: Option<(u32, crate::fake::When)>) {
+        self.0.ground.steps.fail(nth);
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
+        self.lock().instances.get(id)?.slot.clone()
+    }
+
+    /// What an instance publishes, if anything.
+    fn ports(&self, id: &InstanceId) -> Option<Vec<PublishedPort>> {
+        self.lock().instances.get(id).map(|instance| instance.ports.clone()).filter(|ports| !ports.is_empty())
+    }
+}
+
+impl State {
+    fn number(&mut self) -> u32 {
+        let number = self.next;
+        // Nine digits are what a link's name has room for.
+        self.next = (number + 1) % 1_000_000_000;
+        number
+    }
+
+    /// Lets nobody else have the instance's place or its address.
+    fn reserve(&mut self, wish: &Wish) -> Result<(), NetError> {
+        self.leases.check(wish.address)?;
+        if self.instances.contains_key(&wish.id) {
+            return Err(NetError::AlreadyTaken { id: wish.id.clone() });
+        }
+        if let Some((holder, _)) = self.instances.iter().find(|(_, instance)| instance.address == wish.address) {
+            return Err(NetError::AddressTaken { address: wish.address, holder: Some(holder.clone()) });
+        }
+        let ports = wish.network.ports.iter().map(|port| PublishedPort {
+            protocol: port.protocol,
+            host: port.host,
+            outer: wish.address,
+            guest: port.guest,
+        });
+        let instance = Instance { address: wish.address, ports: ports.collect(), slot: None, on_its_way: true };
+        self.instances.insert(wish.id.clone(), instance);
+        Ok(())
+    }
+}
+
+/// Runs what may block to its end.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
+) -> Result<T, NetError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(NetError::Ending),
+        },
+    }
+}
+
+fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
+    Slots::possible().map_err(NetError::Impossible)?;
+    let nft = Nft::load().map_err(NetError::Impossible)?;
+    let tag = Tag::of(&config.data_dir);
+    // A daemon that begins anew does not know which addresses rest: it begins at another one.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let leases = Leases::new(config.cidr, config.reuse_after, now.subsec_nanos())?;
+    let lock = lock_tag(tag)?;
+    let ground = Ground {
+        tag,
+        host: netns::current().during("open", || "the host's network namespace".into())?,
+        gateway: host_address(config.cidr),
+        nft,
+        steps: Steps::default(),
+    };
+    let outside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
+    let next = host::prepare(&config, &ground, &outside, owned)?;
+    let state = State {
+        leases,
+        instances: HashMap::new(),
+        pool: VecDeque::new(),
+        being_made: 0,
+        busy: Instant::now(),
+        next,
+        closed: false,
+    };
+    Ok(Slots(Arc::new(Inner {
+        config,
+        ground: Arc::new(ground),
+        outside,
+        state: Mutex::new(state),
+        background: TaskTracker::new(),
+        _tag: lock,
+    })))
+}
+
+/// A name of the abstract kind goes with the process, and belongs to the network namespace, as all
+/// that is named after the tag does.
+fn lock_tag(tag: Tag) -> Result<UnixDatagram, NetError> {
+    let bound =
+        SocketAddr::from_abstract_name(format!("hearth-net-{tag}")).and_then(|name| UnixDatagram::bind_addr(&name));
+    bound.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => NetError::TagTaken { tag: tag.to_string() },
+        _ => NetError::Host { action: "lock", object: format!("the tag {tag}"), source },
+    })
+}
+
+fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
+    let (waiting, number) = {
+        let mut state = inner.lock();
+        state.reserve(wish)?;
+        let waiting = state.pool.pop_front();
+        let number = waiting.as_ref().map_or_else(|| state.number(), |slot| slot.number);
+        (waiting, number)
+    };
+    let made = if waiting.is_some() { Made::Ahead } else { Made::Inline };
+    let taken = waiting.map_or_else(|| Slot::make(&inner.ground, number), Ok).and_then(|slot| {
+        let dressed = slot.dress(&inner.ground, wish.address, &wish.network).and_then(|()| publish(inner, wish));
+        dressed.map(|()| slot).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+    });
+    let mut state = inner.lock();
+    match taken {
+        Ok(slot) => {
+            let netns = Arc::clone(&slot.netns);
+            let instance = state.instances.get_mut(&wish.id).expect("reserved above, and only then removed");
+            instance.slot = Some(Arc::new(slot));
+            Ok(Taken { seat: NetSeat { slot: number, address: wish.address }, netns, made })
+        }
+        Err(error) => {
+            state.instances.remove(&wish.id);
+            Err(error)
+        }
+    }
+}
+
+fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
+    let found = inner.lock().instances.get(id).map(|instance| (instance.address, instance.slot.clone()));
+    let Some((address, Some(slot))) = found else { return Ok(()) };
+    slot.cut_off(address)?;
+    unpublish(inner, id)?;
+    drop(slot);
+    // Whoever asks for its usage right now lets go of it soon.
+    let released = inner.lock().instances.remove(id).and_then(|instance| instance.slot);
+    if let Some(slot) = released {
+        remove_later(inner, slot);
+    }
+    Ok(())
+}
+
+fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+    let wish = Wish { address: seat.address, ..wish.clone() };
+    {
+        let mut state = inner.lock();
+        state.leases.hold(wish.address);
+        state.reserve(&wish)?;
+    }
+    let found = Slot::find(&inner.ground, seat.slot).and_then(|slot| {
+        slot.redress(&inner.ground, wish.address)?;
+        publish(inner, &wish)?;
+        Ok(slot)
+    });
+    let mut state = inner.lock();
+    match found {
+        Ok(slot) => {
+            let instance = state.instances.get_mut(&wish.id).expect("reserved above, and only then removed");
+            instance.slot = Some(Arc::new(slot));
+            instance.on_its_way = false;
+            Ok(())
+        }
+        Err(error) => {
+            state.instances.remove(&wish.id);
+            Err(error)
+        }
+    }
+}
+
+/// Opens the instance's published ports; all of them or none.
+fn publish(inner: &Inner, wish: &Wish) -> Result<(), NetError> {
+    let Some(ports) = inner.ports(&wish.id) else { return Ok(()) };
+    let tag = inner.ground.tag.to_string();
+    inner
+        .ground
+        .steps
+        .run(|| {
+            let published = inner.ground.nft.run(&ruleset::publish(&tag, &ports)).map(drop);
+            published.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })
+        })
+        .or_else(|error| unpublish(inner, &wish.id).and(Err(error)))
+}
+
+/// Closes them; those that are not open are fine.
+fn unpublish(inner: &Inner, id: &InstanceId) -> Result<(), NetError> {
+    let tag = inner.ground.tag.to_string();
+    inner.ports(id).unwrap_or_default().iter().try_for_each(|port| {
+        match inner.ground.nft.run(&ruleset::unpublish(&tag, port)) {
+            Ok(_) => Ok(()),
+            // It leads to another instance: this one's is not there.
+            Err(error) if error.is_taken() => Ok(()),
+            Err(source) => Err(NetError::Rules { of: ruleset::host_table(&tag), source }),
+        }
+    })
+}
+
+/// Makes more slots for the pool, if more are wanted.
+fn refill(inner: &Arc<Inner>) {
+    loop {
+        let number = {
+            let mut state = inner.lock();
+            let enough = state.pool.len() + state.being_made >= inner.config.pool;
+            if state.closed || enough || state.being_made >= MADE_AT_ONCE {
+                return;
+            }
+            state.being_made += 1;
+            state.number()
+        };
+        in_background(inner, move |inner| {
+            let made = if inner.lock().closed { None } else { Some(Slot::make(&inner.ground, number)) };
+            let mut state = inner.lock();
+            state.being_made -= 1;
+            match made {
+                None => {}
+                Some(Ok(slot)) if state.closed => {
+                    drop(state);
+                    drop(slot);
+                    slot::remove_or_say(&inner.ground, number);
+                }
+                Some(Ok(slot)) => {
+                    state.pool.push_back(slot);
+                    drop(state);
+                    refill(inner);
+                }
+                Some(Err(error)) => {
+                    drop(state);
+                    // The next take tries again, and tells its caller if that fails too.
+                    let error = hearth_model::error::chain(&error);
+                    tracing::warn!(error, "a slot could not be made ahead");
+                }
+            }
+        });
+    }
+}
+
+fn remove_later(inner: &Arc<Inner>, slot: impl Borrow<Slot> + Send + 'static) {
+    in_background(inner, move |inner| {
+        let number = slot.borrow().number;
+        // Its sockets would keep the namespace.
+        drop(slot);
+        slot::remove_or_say(&inner.ground, number);
+    });
+}
+
+/// Runs what has time, when nobody is in a hurry.
+fn in_background(inner: &Arc<Inner>, work: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+    let there = Arc::clone(inner);
+    inner.background.spawn(async move {
+        quiet(&there).await;
+        blocking(move || {
+            work(&there);
+            Ok(())
+        })
+        .await
+    });
+}
+
+async fn quiet(inner: &Inner) {
+    let latest = Instant::now() + PATIENCE;
+    loop {
+        let now = Instant::now();
+        let until = {
+            let state = inner.lock();
+            let on_their_way = state.instances.values().any(|instance| instance.on_its_way);
+            if state.closed {
+                return;
+            }
+            if on_their_way { now + QUIET } else { state.busy + QUIET }
+        };
+        if now >= until.min(latest) {
+            return;
+        }
+        tokio::time::sleep_until(until.min(latest).into()).await;
     }
 }

@@ -1,0 +1,135 @@
+//! The host's side of the network: what is there before the first slot, and after the last.
+//!
+//! What is made: forwarding is turned on, one nftables table, one route that says that the range is
+//! nowhere but where instances are. What earlier daemons left and no record owns is removed; "could
+//! not look" is an error and removes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::Ipv4Addr;
+
+use hearth_model::network::Protocol;
+use ipnet::Ipv4Net;
+use serde_json::Value;
+
+use crate::fault::{During, NetError};
+use crate::netlink::Rtnl;
+use crate::netns;
+use crate::ruleset::{self, HostRules, PublishedPort};
+use crate::slot::{self, Ground};
+use crate::spec::{NetConfig, NetSeat};
+use crate::tag::Tag;
+
+const FORWARDING: &str = "net/ipv4/ip_forward";
+
+/// Prepares the host. Returns a number above those of all slots that are left.
+pub(crate) fn prepare(config: &NetConfig, ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<u32, NetError> {
+    refuse_clash(config.cidr.trunc(), ground.tag, outside)?;
+    forward()?;
+    let kept = remove_orphans(ground, outside, owned)?;
+    set_rules(config, ground, owned)?;
+    let cidr = config.cidr.trunc();
+    outside.add_unreachable(cidr).during("say where is not", || cidr.to_string())?;
+    Ok(kept.last().map_or(0, |last| last.saturating_add(1)))
+}
+
+/// Takes away what [`prepare`] made, when there is no slot any more. Forwarding stays on: others may
+/// have come to need it.
+pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground, outside: &Rtnl) -> Result<(), NetError> {
+    let tag = ground.tag.to_string();
+    let removed = ground.nft.run(&ruleset::remove_host(&tag)).map(drop);
+    removed.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })?;
+    let cidr = cidr.trunc();
+    outside.remove_unreachable(cidr).during("remove the route to", || cidr.to_string())
+}
+
+/// An address or a route of somebody else's in our range would be unreachable, or would be ours.
+fn refuse_clash(cidr: Ipv4Net, tag: Tag, outside: &Rtnl) -> Result<(), NetError> {
+    let links = outside.links().during("list", || "the host's links".into())?;
+    let names: BTreeMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
+    let name = |link: u32| names.get(&link).map_or("a link that is gone", String::as_str);
+    let is_ours = |link: u32| tag.slot(name(link)).is_some();
+    let overlaps = |net: &Ipv4Net| net.prefix_len() > 0 && (net.contains(&cidr) || cidr.contains(net));
+
+    let addresses = outside.addresses().during("list", || "the host's addresses".into())?;
+    for (address, link) in addresses {
+        if overlaps(&address) && !is_ours(link) {
+            return Err(NetError::RangeClash { cidr, with: format!("the address {address} on {}", name(link)) });
+        }
+    }
+    for route in outside.routes().during("list", || "the host's routes".into())? {
+        // What says that the range is nowhere is ours, from before.
+        let is_ours = route.link.map_or(route.ours && route.unreachable && route.to == cidr, is_ours);
+        if overlaps(&route.to) && !is_ours {
+            let by = route.link.map_or(String::new(), |link| format!(" by {}", name(link)));
+            return Err(NetError::RangeClash { cidr, with: format!("a route to {}{by}", route.to) });
+        }
+    }
+    Ok(())
+}
+
+fn forward() -> Result<(), NetError> {
+    let path = format!("/proc/sys/{FORWARDING}");
+    let on = fs::read_to_string(&path).during("read", || path.clone())?;
+    if on.trim() == "0" {
+        netns::set_parameter(FORWARDING, "1").during("set", || path.clone())?;
+        tracing::info!("turned IPv4 forwarding on (net.ipv4.ip_forward=1): instances reach others through this host");
+    }
+    Ok(())
+}
+
+/// Removes the slots that nobody owns; returns the numbers of those that are left.
+fn remove_orphans(ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<BTreeSet<u32>, NetError> {
+    let tag = ground.tag;
+    let namespaces = netns::names(&tag.namespaces()).during("list", || "network namespaces".into())?;
+    let links = outside.links().during("list", || "the host's links".into())?;
+    let routes = outside.routes().during("list", || "the host's routes".into())?;
+
+    let found = namespaces.iter().chain(links.iter().map(|link| &link.name)).filter_map(|name| tag.slot(name));
+    let owner = |slot: u32| owned.iter().find(|seat| seat.slot == slot);
+    let (kept, orphans): (BTreeSet<u32>, BTreeSet<u32>) = found.partition(|slot| owner(*slot).is_some());
+    for slot in &orphans {
+        tracing::info!(slot, "a slot without an owner is removed");
+        slot::remove_or_say(ground, *slot);
+    }
+    for link in &links {
+        let Some(seat) = tag.slot(&link.name).and_then(owner) else { continue };
+        for route in routes.iter().filter(|route| route.link == Some(link.index) && route.ours) {
+            let to = route.to.network();
+            if to != seat.address {
+                outside.remove_host_route(to, link.index).during("remove the route to", || to.to_string())?;
+            }
+        }
+    }
+    Ok(kept)
+}
+
+fn set_rules(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<(), NetError> {
+    let tag = ground.tag.to_string();
+    let fail = |source| NetError::Rules { of: ruleset::host_table(&tag), source };
+    let mut published = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let list = format!("list map inet {} {}_ports", ruleset::host_table(&tag), protocol.as_str());
+        match ground.nft.list(&list) {
+            Ok(listed) => published.extend(ports(protocol, &listed)),
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    published.retain(|port| owned.iter().any(|seat| seat.address == port.outer));
+    let rules = HostRules { tag: &tag, cidr: config.cidr, isolated: config.isolated, host_ports: &config.host_ports };
+    ground.nft.run(&ruleset::host(&rules, &published)).map(drop).map_err(fail)
+}
+
+/// The elements of a map of ports, as nftables lists them: `[8080, {"concat": ["10.100.0.2", 80]}]`.
+fn ports(protocol: Protocol, listed: &Value) -> Vec<PublishedPort> {
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let elements = objects.filter_map(|object| object["map"]["elem"].as_array()).flatten();
+    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    let read = |element: &Value| {
+        let target = element[1]["concat"].as_array()?;
+        let outer: Ipv4Addr = target.first()?.as_str()?.parse().ok()?;
+        Some(PublishedPort { protocol, host: port(&element[0])?, outer, guest: port(target.get(1)?)? })
+    };
+    elements.filter_map(read).collect()
+}

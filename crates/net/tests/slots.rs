@@ -1,0 +1,237 @@
+//! Slots on a real kernel: made, taken, released, found again, and nothing left of them.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use hearth_model::Network as Wanted;
+use hearth_net::fake::When;
+use hearth_net::{Made, NetConfig, NetError, Network};
+use support::{Host, get, named, on_a_host};
+
+/// What is left when all instances are gone and the background has done its part.
+fn settles_to(host: &Host, namespaces: &str, wanted: &[String]) {
+    let mut now = Vec::new();
+    let deadline = Instant::now() + support::PATIENCE;
+    while Instant::now() < deadline {
+        now = host.listing(namespaces);
+        if now == wanted {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(now, wanted);
+}
+
+#[test]
+fn a_daemon_that_ends_without_instances_leaves_the_host_as_it_was() {
+    on_a_host(2, |host| {
+        let before = host.listing("hearth-none");
+        host.open(&[]);
+        host.fill();
+        let namespaces = host.slots().namespaces();
+        assert_eq!(named(&namespaces).len(), 2);
+        host.close();
+        assert_eq!(host.listing(&namespaces), before);
+    });
+}
+
+#[test]
+fn many_takes_and_releases_leave_nothing() {
+    on_a_host(3, |host| {
+        host.config.pool = 0;
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let before = host.listing(&namespaces);
+        for round in 0..200 {
+            let wanted = Wanted {
+                upload: (round % 3 == 0).then(|| "8Mbps".parse().expect("a speed")),
+                ports: if round % 4 == 0 { vec!["8080:80".parse().expect("a port")] } else { Vec::new() },
+                egress: if round % 5 == 0 { hearth_model::network::Egress::None } else { Default::default() },
+                ..Wanted::default()
+            };
+            let wish = host.wish("cycle", wanted);
+            host.take(&wish);
+            if round % 2 == 0 {
+                host.unlock(&wish.id);
+            }
+            host.release(&wish.id);
+            host.network().give_back(wish.address);
+        }
+        settles_to(host, &namespaces, &before);
+    });
+}
+
+#[test]
+fn a_full_pool_hands_out_at_once_and_a_dry_one_says_so() {
+    on_a_host(4, |host| {
+        host.open(&[]);
+        host.fill();
+        let mut times = Vec::new();
+        let mut ahead = 0;
+        for _ in 0..50 {
+            host.fill();
+            let wishes: Vec<_> = (0..4).map(|n| host.wish(&format!("n{n}"), Wanted::default())).collect();
+            for wish in &wishes {
+                let began = Instant::now();
+                let taken = host.take(wish);
+                times.push(began.elapsed());
+                ahead += usize::from(taken.made == Made::Ahead);
+            }
+            for wish in &wishes {
+                host.release(&wish.id);
+                host.network().give_back(wish.address);
+            }
+        }
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        println!("take from the pool, N={}: p50 {:?}, p90 {:?}, p99 {:?}", times.len(), at(50), at(90), at(99));
+        // Four at a time, and the pool had four.
+        assert_eq!(ahead, times.len());
+        assert!(at(50) < Duration::from_millis(100), "{times:?}");
+
+        host.close();
+        host.config.pool = 0;
+        host.open(&[]);
+        let wish = host.wish("dry", Wanted::default());
+        assert_eq!(host.take(&wish).made, Made::Inline);
+        host.release(&wish.id);
+    });
+}
+
+#[test]
+fn fifty_at_once_have_fifty_addresses_and_answer_at_their_own() {
+    on_a_host(4, |host| {
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let (network, runtime) = (host.network().clone(), &host.runtime);
+        let wishes: Vec<_> = (0..50).map(|n| host.wish(&format!("fork-{n}"), Wanted::default())).collect();
+        let takes = wishes.iter().cloned().map(|wish| {
+            let network = network.clone();
+            runtime.spawn(async move { network.take(&wish).await })
+        });
+        let takes: Vec<_> = takes.collect();
+        // Meanwhile no address is twice among the host's routes.
+        let routes = || {
+            let listing = host.place.listing().expect("listed");
+            listing.into_iter().filter(|line| line.starts_with("route") && line.contains("/32")).collect::<Vec<_>>()
+        };
+        while !takes.iter().all(tokio::task::JoinHandle::is_finished) {
+            let now = routes();
+            let addresses: BTreeSet<_> = now.iter().map(|line| line.split(',').next()).collect();
+            assert_eq!(addresses.len(), now.len(), "{now:?}");
+        }
+        let taken: Vec<_> =
+            takes.into_iter().map(|take| runtime.block_on(take).expect("no panic").expect("taken")).collect();
+        let addresses: BTreeSet<_> = taken.iter().map(|taken| taken.seat.address).collect();
+        let slots: BTreeSet<_> = taken.iter().map(|taken| taken.seat.slot).collect();
+        assert_eq!((addresses.len(), slots.len(), routes().len()), (50, 50, 50));
+        for wish in &wishes {
+            host.release(&wish.id);
+        }
+        host.close();
+        assert_eq!(named(&namespaces), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_daemon_that_comes_back_finds_what_is_owned_and_removes_the_rest() {
+    on_a_host(2, |host| {
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let ports = |host: u16| vec![format!("{host}:80").parse().expect("a port")];
+        let kept = host.instance("kept", Wanted { ports: ports(8080), ..Wanted::default() });
+        let lost = host.instance("lost", Wanted { ports: ports(8081), ..Wanted::default() });
+        let shut = host.closed("shut", Wanted::default());
+        kept.serve(80);
+        host.fill();
+        assert_eq!(get(&host.place, kept.at(80)).expect("reached"), "kept to 10.100.0.1");
+        host.die();
+
+        host.open(&[kept.seat.clone(), shut.seat.clone()]);
+        let left: BTreeSet<_> = named(&namespaces).into_iter().collect();
+        let mut owned = [&kept, &shut].map(|one| format!("{namespaces}{}", one.seat.slot));
+        owned.sort();
+        assert!(left.is_superset(&owned.iter().cloned().collect()), "{left:?}");
+        assert!(!left.contains(&format!("{namespaces}{}", lost.seat.slot)), "{left:?}");
+        host.fill();
+        assert_eq!(named(&namespaces).len(), 4, "the owned ones, and a new pool");
+        let rules = host.place.rules().expect("listed");
+        assert!(rules.contains("8080 :") && !rules.contains("8081 :"), "{rules}");
+        // It never stopped, and is the network's again.
+        assert_eq!(get(&host.place, kept.at(80)).expect("reached"), "kept to 10.100.0.1");
+        for one in [&kept, &shut] {
+            host.runtime.block_on(host.network().adopt(&one.wish, &one.seat)).expect("adopted");
+        }
+        let gone = host.runtime.block_on(host.network().adopt(&lost.wish, &lost.seat));
+        assert!(matches!(gone, Err(NetError::Gone { .. })), "{gone:?}");
+        assert_eq!(get(&host.place, kept.at(80)).expect("reached"), "kept to 10.100.0.1");
+        assert!(host.network().usage(&kept.wish.id).expect("it has a slot").tx_packets > 0);
+        shut.serve(80);
+        get(&host.place, shut.at(80)).expect_err("it was shut before, and is");
+        host.unlock(&shut.wish.id);
+        assert_eq!(get(&host.place, shut.at(80)).expect("reached"), "shut to 10.100.0.1");
+
+        // A daemon that ends in peace leaves what runs, and only that.
+        host.close();
+        assert_eq!(named(&namespaces), owned);
+        assert_eq!(get(&host.place, kept.at(80)).expect("reached"), "kept to 10.100.0.1");
+        host.open(&[]);
+        host.close();
+        assert_eq!(host.listing(&namespaces).iter().filter(|line| line.contains("hv")).count(), 0);
+    });
+}
+
+#[test]
+fn whatever_call_fails_nothing_is_left() {
+    on_a_host(0, |host| {
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let wanted = Wanted {
+            upload: Some("8Mbps".parse().expect("a speed")),
+            download: Some("8Mbps".parse().expect("a speed")),
+            egress: hearth_model::network::Egress::None,
+            ports: vec!["8080:80".parse().expect("a port")],
+        };
+        let wish = host.wish("web", wanted);
+        let before = host.listing(&namespaces);
+        let calls = host.slots().calls();
+        host.take(&wish);
+        let calls = host.slots().calls() - calls;
+        host.release(&wish.id);
+        settles_to(host, &namespaces, &before);
+        assert!(calls > 20, "every call is counted: {calls}");
+        for nth in 0..calls {
+            for when in [When::Before, When::After] {
+                host.slots().fail(Some((nth, when)));
+                let failed = host.try_take(&wish);
+                assert!(matches!(failed, Err(NetError::Demanded)), "call {nth} {when:?}: {failed:?}");
+                assert_eq!(host.listing(&namespaces), before, "call {nth} {when:?}");
+            }
+        }
+        host.slots().fail(None);
+        host.take(&wish);
+        host.release(&wish.id);
+    });
+}
+
+#[test]
+fn a_range_that_the_host_uses_is_refused_by_name() {
+    on_a_host(0, |host| {
+        let other = hearth_net::guest::Place::new().expect("a namespace");
+        let net = |text: &str| text.parse().expect("a network");
+        host.place.link(("lan0", net("10.100.7.1/24")), &other, ("eth0", net("10.100.7.2/24"))).expect("linked");
+        let open = |config: &NetConfig| host.runtime.block_on(Network::open(config.clone(), &[]));
+        let error = open(&host.config).expect_err("it clashes");
+        assert_eq!(
+            error.to_string(),
+            "use the range 10.100.0.0/16 (network.cidr) for instances: the host has the address 10.100.7.1/24 on lan0"
+        );
+        let config = NetConfig { cidr: net("10.101.0.0/16"), ..host.config.clone() };
+        let network = open(&config).expect("it is free");
+        let again = open(&config);
+        assert!(matches!(again, Err(NetError::TagTaken { .. })), "two daemons with one directory: {again:?}");
+        host.runtime.block_on(network.close());
+    });
+}
