@@ -41,6 +41,10 @@ impl Place {
     /// The process may not.
     pub fn move_here() -> io::Result<Self> {
         netns::leave_for_a_new_one()?;
+        // It speaks unasked, which is in the way of seeing nothing.
+        for which in ["all", "default"] {
+            netns::set_parameter(&format!("net/ipv6/conf/{which}/disable_ipv6"), "1")?;
+        }
         let rtnl = Rtnl::open()?;
         set_up(&rtnl, "lo")?;
         Ok(Self(Arc::new(netns::current()?)))
@@ -178,7 +182,6 @@ impl Guest {
         let device = place.run(|| {
             let device = netns::open_tap(DEVICE)?;
             rustix::fs::fcntl_setfl(&device, OFlags::RDWR | OFlags::NONBLOCK)?;
-            netns::set_parameter("net/ipv6/conf/all/disable_ipv6", "1")?;
             let rtnl = Rtnl::open()?;
             let index = rtnl.link(DEVICE)?.ok_or(io::ErrorKind::NotFound)?.index;
             rtnl.set_mac(index, inner::MAC)?;
