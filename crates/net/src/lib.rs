@@ -11,6 +11,7 @@ mod bandwidth;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod fault;
+mod foreign;
 #[cfg(feature = "fake")]
 pub mod guest;
 mod host;

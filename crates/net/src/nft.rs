@@ -107,6 +107,11 @@ impl Nft {
             .map_err(|error| refused(commands, &format!("what it lists cannot be read: {error}")))
     }
 
+    /// Runs commands in the library's JSON, which takes names and comments that text would not.
+    pub(crate) fn run_json(self, commands: &serde_json::Value) -> Result<(), NftError> {
+        self.open(sys::OUTPUT_JSON)?.run(&commands.to_string()).map(drop)
+    }
+
     fn open(self, output: u32) -> Result<Session, NftError> {
         let _one = one_at_a_time();
         netfilter_socket().map_err(NftError::Open)?;

@@ -10,7 +10,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use hearth_model::network::{Protocol, inner};
+
 use crate::nft::Nft;
+use crate::ruleset::{self, HostRules};
 
 /// How long a test waits for what must not come.
 const SILENCE: Duration = Duration::from_millis(200);
@@ -112,6 +115,11 @@ impl Netns {
         self.enter(|| TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE))
     }
 
+    /// The same where the answer may be silence.
+    pub(crate) fn try_connect(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
+        self.enter(|| TcpStream::connect_timeout(&SocketAddr::V4(to), Duration::from_millis(500)))
+    }
+
     /// Packets counted by a named counter.
     pub(crate) fn counted(&self, family: &str, table: &str, counter: &str) -> u64 {
         let list = format!("list counter {family} {table} {counter}");
@@ -124,6 +132,101 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+pub(crate) const TAG: &str = "ab12";
+/// The host on its LAN, and who is there beside it.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Further addresses of the world.
+pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The host on the links to its slots.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 1);
+
+/// A host with two slots, and the world beyond it.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) host: Netns,
+    pub(crate) world: Netns,
+    pub(crate) a: Slot,
+    pub(crate) b: Slot,
+}
+
+/// A slot with its guest.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) netns: Netns,
+    pub(crate) guest: Netns,
+    pub(crate) outer: Ipv4Addr,
+}
+
+pub(crate) fn rules(isolated: bool, host_ports: &[(Protocol, u16)]) -> HostRules<'_> {
+    HostRules { tag: TAG, cidr: "10.100.0.0/16".parse().expect("a network"), isolated, host_ports }
+}
+
+pub(crate) fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address, port)
+}
+
+impl World {
+    pub(crate) fn new(rules: &HostRules<'_>) -> Self {
+        let (host, world) = (Netns::new(), Netns::new());
+        host.link("lan0", &world, "lan0");
+        host.ip("addr add 192.0.2.1/24 dev lan0");
+        world.ip("addr add 192.0.2.2/24 dev lan0");
+        for address in [FAR, OTHER, METADATA] {
+            world.ip(&format!("addr add {address}/32 dev lo"));
+        }
+        host.ip("route add default via 192.0.2.2");
+        // Somebody on the LAN who sends what is for the instances to their host.
+        world.ip("route add 10.100.0.0/16 via 192.0.2.1");
+        host.sysctls(&[("net/ipv4/ip_forward", "1")]);
+        host.nft(&ruleset::host(rules, &[]));
+        let a = Slot::new(&host, 0, Ipv4Addr::new(10, 100, 0, 7));
+        let b = Slot::new(&host, 1, Ipv4Addr::new(10, 100, 0, 8));
+        Self { host, world, a, b }
+    }
+}
+
+impl Slot {
+    pub(crate) fn new(host: &Netns, number: u8, outer: Ipv4Addr) -> Self {
+        let guest = Netns::new();
+        let netns = Self::place(host, number, outer);
+        netns.link("hearth0", &guest, "eth0");
+        guest.ip(&format!("link set eth0 address {}", inner::MAC_TEXT));
+        guest.ip("addr add 10.0.2.15/24 dev eth0");
+        guest.ip("route add default via 10.0.2.2");
+        Self::prepare(&netns);
+        Self { netns, guest, outer }
+    }
+
+    /// Everything but the guest's link.
+    pub(crate) fn place(host: &Netns, number: u8, outer: Ipv4Addr) -> Netns {
+        let netns = Netns::new();
+        let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
+        let settings: Vec<_> =
+            ruleset::SLOT_SYSCTLS.into_iter().filter(|(name, _)| ipv6 || !name.contains("ipv6")).collect();
+        netns.sysctls(&settings);
+        let link = format!("hv{TAG}{number}");
+        host.link(&link, &netns, "up0");
+        host.ip(&format!("addr add 10.100.0.1/32 dev {link}"));
+        host.ip(&format!("route add {outer}/32 dev {link} src 10.100.0.1"));
+        netns.ip(&format!("addr add {outer}/32 dev up0"));
+        netns.ip("route add default via 10.100.0.1 dev up0 onlink");
+        netns
+    }
+
+    pub(crate) fn prepare(netns: &Netns) {
+        netns.ip("addr add 10.0.2.2/24 dev hearth0");
+        netns.ip("addr add 10.0.2.3/32 dev hearth0");
+        netns.nft(&ruleset::slot());
+    }
+
+    pub(crate) fn listener(&self, port: u16) -> TcpListener {
+        self.guest.tcp_listener(at(inner::ADDRESS, port))
     }
 }
 

@@ -2,107 +2,20 @@
 //! sockets. A refusal is seen at both ends: the one is told, and nothing arrives at the other.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hearth_model::network::{Egress, Protocol, inner};
 
 use super::*;
-use crate::testbed::{Netns, datagram_is_refused, datagram_reaches, is_refused, nothing_arrives, possible, reaches};
-
-const TAG: &str = "ab12";
-/// The host on its LAN, and who is there beside it.
-const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-/// Further addresses of the world.
-const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The host on the links to its slots.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 1);
-
-struct World {
-    host: Netns,
-    world: Netns,
-    a: Slot,
-    b: Slot,
-}
-
-struct Slot {
-    netns: Netns,
-    guest: Netns,
-    outer: Ipv4Addr,
-}
-
-fn rules(isolated: bool, host_ports: &[(Protocol, u16)]) -> HostRules<'_> {
-    HostRules { tag: TAG, cidr: "10.100.0.0/16".parse().expect("a network"), isolated, host_ports }
-}
-
-fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
-}
+use crate::testbed::{
+    FAR, GATEWAY, HOST, METADATA, Netns, OTHER, Slot, TAG, WORLD, World, at, datagram_is_refused, datagram_reaches,
+    is_refused, nothing_arrives, possible, reaches, rules,
+};
 
 fn only(destinations: &[&str]) -> Egress {
     Egress::Only(destinations.iter().map(|text| text.parse().expect("a destination")).collect())
-}
-
-impl World {
-    fn new(rules: &HostRules<'_>) -> Self {
-        let (host, world) = (Netns::new(), Netns::new());
-        host.link("lan0", &world, "lan0");
-        host.ip("addr add 192.0.2.1/24 dev lan0");
-        world.ip("addr add 192.0.2.2/24 dev lan0");
-        for address in [FAR, OTHER, METADATA] {
-            world.ip(&format!("addr add {address}/32 dev lo"));
-        }
-        host.ip("route add default via 192.0.2.2");
-        // Somebody on the LAN who sends what is for the instances to their host.
-        world.ip("route add 10.100.0.0/16 via 192.0.2.1");
-        host.sysctls(&[("net/ipv4/ip_forward", "1")]);
-        host.nft(&super::host(rules, &[]));
-        let a = Slot::new(&host, 0, Ipv4Addr::new(10, 100, 0, 7));
-        let b = Slot::new(&host, 1, Ipv4Addr::new(10, 100, 0, 8));
-        Self { host, world, a, b }
-    }
-}
-
-impl Slot {
-    fn new(host: &Netns, number: u8, outer: Ipv4Addr) -> Self {
-        let guest = Netns::new();
-        let netns = Self::place(host, number, outer);
-        netns.link("hearth0", &guest, "eth0");
-        guest.ip(&format!("link set eth0 address {}", inner::MAC_TEXT));
-        guest.ip("addr add 10.0.2.15/24 dev eth0");
-        guest.ip("route add default via 10.0.2.2");
-        Self::prepare(&netns);
-        Self { netns, guest, outer }
-    }
-
-    /// Everything but the guest's link.
-    fn place(host: &Netns, number: u8, outer: Ipv4Addr) -> Netns {
-        let netns = Netns::new();
-        let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
-        let settings: Vec<_> = SLOT_SYSCTLS.into_iter().filter(|(name, _)| ipv6 || !name.contains("ipv6")).collect();
-        netns.sysctls(&settings);
-        let link = format!("hv{TAG}{number}");
-        host.link(&link, &netns, "up0");
-        host.ip(&format!("addr add 10.100.0.1/32 dev {link}"));
-        host.ip(&format!("route add {outer}/32 dev {link} src 10.100.0.1"));
-        netns.ip(&format!("addr add {outer}/32 dev up0"));
-        netns.ip("route add default via 10.100.0.1 dev up0 onlink");
-        netns
-    }
-
-    fn prepare(netns: &Netns) {
-        netns.ip("addr add 10.0.2.2/24 dev hearth0");
-        netns.ip("addr add 10.0.2.3/32 dev hearth0");
-        netns.nft(&slot());
-    }
-
-    fn listener(&self, port: u16) -> TcpListener {
-        self.guest.tcp_listener(at(inner::ADDRESS, port))
-    }
 }
 
 #[test]
