@@ -23,7 +23,8 @@ use crate::tag::Tag;
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
 /// Prepares the host. Returns a number above those of all slots that are left.
-pub(crate) fn prepare(config: &NetConfig, ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<u32, NetError> {
+pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<u32, NetError> {
+    let outside = &ground.outside;
     refuse_clash(config.cidr.trunc(), ground.tag, outside)?;
     forward()?;
     let kept = remove_orphans(ground, outside, owned)?;
@@ -35,12 +36,12 @@ pub(crate) fn prepare(config: &NetConfig, ground: &Ground, outside: &Rtnl, owned
 
 /// Takes away what [`prepare`] made, when there is no slot any more. Forwarding stays on: others may
 /// have come to need it.
-pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground, outside: &Rtnl) -> Result<(), NetError> {
+pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground) -> Result<(), NetError> {
     let tag = ground.tag.to_string();
     let removed = ground.nft.run(&ruleset::remove_host(&tag)).map(drop);
     removed.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })?;
     let cidr = cidr.trunc();
-    outside.remove_unreachable(cidr).during("remove the route to", || cidr.to_string())
+    ground.outside.remove_unreachable(cidr).during("remove the route to", || cidr.to_string())
 }
 
 /// An address or a route of somebody else's in our range would be unreachable, or would be ours.

@@ -41,6 +41,8 @@ pub(crate) struct Ground {
     pub host: OwnedFd,
     /// The host's address towards its guests.
     pub gateway: Ipv4Addr,
+    /// To the host's tables, for what is short.
+    pub outside: Rtnl,
     pub nft: Nft,
     pub steps: Steps,
 }
@@ -50,9 +52,8 @@ pub(crate) struct Ground {
 pub(crate) struct Slot {
     pub number: u32,
     pub netns: Arc<OwnedFd>,
-    /// Sockets in the slot's namespace and the host's.
+    /// In the slot's namespace.
     inside: Rtnl,
-    outside: Rtnl,
     /// The devices' numbers.
     tap: u32,
     up: u32,
@@ -85,7 +86,7 @@ impl Slot {
             added.during("add the address", || format!("{address} in {}", name()))
         })?;
         steps.run(|| {
-            let added = self.outside.add_host_route(address, self.host_link, ground.gateway);
+            let added = ground.outside.add_host_route(address, self.host_link, ground.gateway);
             added.during("add a route to", || format!("{address} by {}", ground.tag.link(self.number)))
         })?;
         for (link, device, speed) in [(self.tap, inner::TAP, wish.download), (self.up, UP, wish.upload)] {
@@ -114,7 +115,7 @@ impl Slot {
         };
         let added = there(self.inside.add_address(self.up, address, 32));
         added.during("add the address", || format!("{address} in {}", ground.tag.namespace(self.number)))?;
-        let added = there(self.outside.add_host_route(address, self.host_link, ground.gateway));
+        let added = there(ground.outside.add_host_route(address, self.host_link, ground.gateway));
         added.during("add a route to", || format!("{address} by {}", ground.tag.link(self.number)))
     }
 
@@ -124,9 +125,9 @@ impl Slot {
     }
 
     /// Nothing reaches it any more.
-    pub(crate) fn cut_off(&self, address: Ipv4Addr) -> Result<(), NetError> {
+    pub(crate) fn cut_off(&self, ground: &Ground, address: Ipv4Addr) -> Result<(), NetError> {
         self.set_open(false)?;
-        let removed = self.outside.remove_host_route(address, self.host_link);
+        let removed = ground.outside.remove_host_route(address, self.host_link);
         removed.during("remove the route to", || address.to_string())
     }
 
@@ -208,22 +209,20 @@ fn make(ground: &Ground, number: u32) -> Result<Slot, NetError> {
     let up = steps.run(|| device(UP))?.index;
     steps.run(|| inside.set_up(up, true).during("set up", || in_place(UP)))?;
     steps.run(|| inside.add_default_route(*gateway, up).during("add the default route", place))?;
-    Ok(Slot { number, netns: Arc::new(netns), inside, outside, tap, up, host_link, rules: Mutex::new(rules) })
+    Ok(Slot { number, netns: Arc::new(netns), inside, tap, up, host_link, rules: Mutex::new(rules) })
 }
 
 fn find(ground: &Ground, number: u32) -> Result<Slot, NetError> {
     let (name, link) = (ground.tag.namespace(number), ground.tag.link(number));
     let gone = || NetError::Gone { slot: number, missing: format!("the namespace {name}") };
     let netns = netns::find(&name).during("open the namespace", || name.clone())?.ok_or_else(gone)?;
-    let rtnl = || Rtnl::open().during("open", || "an rtnetlink socket".into());
-    let outside = rtnl()?;
-    let host_link = device_outside(&outside, &link, number)?.index;
+    let host_link = device_outside(&ground.outside, &link, number)?.index;
     netns::enter(netns.as_fd()).during("enter the namespace", || name.clone())?;
-    let inside = rtnl()?;
+    let inside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
     let tap = device(&inside, inner::TAP, number)?.index;
     let up = device(&inside, UP, number)?.index;
     let rules = ground.nft.session().map_err(|source| NetError::Rules { of: name, source })?;
-    Ok(Slot { number, netns: Arc::new(netns), inside, outside, tap, up, host_link, rules: Mutex::new(rules) })
+    Ok(Slot { number, netns: Arc::new(netns), inside, tap, up, host_link, rules: Mutex::new(rules) })
 }
 
 fn device(inside: &Rtnl, name: &str, slot: u32) -> Result<Link, NetError> {

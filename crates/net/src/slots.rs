@@ -46,7 +46,6 @@ pub struct Slots(Arc<Inner>);
 struct Inner {
     config: NetConfig,
     ground: Arc<Ground>,
-    outside: Rtnl,
     state: Mutex<State>,
     /// What is made and removed in the background.
     background: TaskTracker,
@@ -166,7 +165,7 @@ impl Slots {
             return;
         }
         let inner = Arc::clone(&self.0);
-        let restored = blocking(move || host::restore(inner.config.cidr, &inner.ground, &inner.outside)).await;
+        let restored = blocking(move || host::restore(inner.config.cidr, &inner.ground)).await;
         if let Err(error) = restored {
             let error = hearth_model::error::chain(&error);
             tracing::warn!(error, "the network's rules could not be removed from the host");
@@ -270,11 +269,11 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         tag,
         host: netns::current().during("open", || "the host's network namespace".into())?,
         gateway: host_address(config.cidr),
+        outside: Rtnl::open().during("open", || "an rtnetlink socket".into())?,
         nft,
         steps: Steps::default(),
     };
-    let outside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
-    let next = host::prepare(&config, &ground, &outside, owned)?;
+    let next = host::prepare(&config, &ground, owned)?;
     let state = State {
         leases,
         instances: HashMap::new(),
@@ -287,7 +286,6 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
     Ok(Slots(Arc::new(Inner {
         config,
         ground: Arc::new(ground),
-        outside,
         state: Mutex::new(state),
         background: TaskTracker::new(),
         _tag: lock,
@@ -336,7 +334,7 @@ fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
 fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
     let found = inner.lock().instances.get(id).map(|instance| (instance.address, instance.slot.clone()));
     let Some((address, Some(slot))) = found else { return Ok(()) };
-    slot.cut_off(address)?;
+    slot.cut_off(&inner.ground, address)?;
     unpublish(inner, id)?;
     drop(slot);
     // Whoever asks for its usage right now lets go of it soon.

