@@ -39,6 +39,8 @@ pub const RUN: &[Need] = &[
     program("qemu-system-x86", "qemu-system-x86_64"),
     program("e2fsprogs", "mkfs.ext4"),
     program("erofs-utils", "mkfs.erofs"),
+    // The library is loaded when the daemon runs; its package's own record says that it is there.
+    Need { package: "libnftables1", probe: Probe::File("/usr/share/doc/libnftables1") },
 ];
 
 /// What it takes to make an image from Debian itself.
@@ -64,6 +66,8 @@ pub const TEST: &[Need] = &[
     Need { package: "python3-venv", probe: Probe::Python("ensurepip") },
     program("nodejs", "node"),
     program("npm", "npm"),
+    program("iproute2", "ip"),
+    program("nftables", "nft"),
 ];
 
 impl Need {
