@@ -27,6 +27,8 @@ impl Range {
             let path = dir.join(number.to_string());
             let lock = File::create(&path).with_context(|| format!("open {}", path.display()))?;
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // A story that was killed may have left its slots.
+                Ok(()) if routed(number)? => {}
                 Ok(()) => return Ok(Self { number, _lock: lock }),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error).with_context(|| format!("lock {}", path.display())),
@@ -39,6 +41,15 @@ impl Range {
     pub(crate) fn cidr(&self) -> String {
         format!("10.111.{}.0/24", self.number)
     }
+}
+
+/// Whether the host has a route into that range.
+fn routed(number: u32) -> Result<bool> {
+    // The second column is the destination, in hexadecimal digits of the host's byte order.
+    let routes = fs::read_to_string("/proc/net/route").context("read the host's routes")?;
+    let mut destinations = routes.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1));
+    let first = u32::from_be_bytes([10, 111, u8::try_from(number)?, 0]);
+    Ok(destinations.any(|hex| u32::from_str_radix(hex, 16).is_ok_and(|it| u32::from_be(it) & 0xffff_ff00 == first)))
 }
 
 #[cfg(test)]
