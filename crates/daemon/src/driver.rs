@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use hearth_agent_client::{Event, EventReceiver};
 use hearth_model::{ErrorKind, InstanceState, Op, Phase};
-use hearth_store::{InstanceRecord, ProgramExit, SnapshotRecord};
+use hearth_store::{InstanceRecord, ProgramExit, RecordError, SnapshotRecord, TimelineRecord};
 use hearth_vmm::Exit;
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -111,9 +111,7 @@ impl Driver {
     /// Carries out one job; true when the instance is no more.
     async fn work(&mut self, Job { request, from, reply }: Job) -> bool {
         let (op, began) = (request.op(), Instant::now());
-        // The record says what is under way before the host is touched.
-        self.record.phase = Phase::Busy { op, from: from.clone() };
-        if let Err(error) = self.host.store.update_instance(&self.record) {
+        if let Err(error) = self.begin(op, &from) {
             self.record.phase = Phase::Resting(from);
             self.publish();
             let error = OpError::from_kind(&error);
@@ -136,16 +134,25 @@ impl Driver {
             Err(error) => matches!(op, Op::Create | Op::Fork) && error.left_behind.is_empty(),
             Ok(_) => false,
         };
-        let done = self.conclude(op, from, result, record, leaks, gone).await;
-        if let Some(timeline) = timeline.filter(|_| !gone) {
-            if let Err(error) = self.host.store.append_timeline(&timeline) {
-                warn!(%error, "timeline not stored");
-            }
+        let timeline = timeline.filter(|_| !gone);
+        let done = self.conclude(op, from, result, record, (leaks, gone), timeline.as_ref()).await;
+        if let Some(timeline) = timeline {
             self.log_operation(&timeline);
         }
         self.count(op, done.as_ref().map(drop).map_err(|error| error.kind), began);
         drop(reply.send(done));
         gone
+    }
+
+    /// The record says what is under way before the host is touched. That of a new instance said so
+    /// when it was made.
+    fn begin(&mut self, op: Op, from: &InstanceState) -> Result<(), RecordError> {
+        let busy = Phase::Busy { op, from: from.clone() };
+        if self.record.phase == busy {
+            return Ok(());
+        }
+        self.record.phase = busy;
+        self.host.store.update_instance(&self.record)
     }
 
     fn count(&self, op: Op, result: Result<(), ErrorKind>, began: Instant) {
@@ -194,8 +201,8 @@ impl Driver {
         from: InstanceState,
         result: Result<(Outcome, Option<SnapshotRecord>), OpError>,
         record: InstanceRecord,
-        leaks: Vec<String>,
-        gone: bool,
+        (leaks, gone): (Vec<String>, bool),
+        timeline: Option<&TimelineRecord>,
     ) -> Result<Done, OpError> {
         let dropped = match &from {
             InstanceState::Standby { snapshot } => Some(snapshot.clone()),
@@ -255,7 +262,7 @@ impl Driver {
         if gone {
             self.forget();
         } else {
-            self.rest(state.clone());
+            self.rest(state.clone(), timeline);
         }
         if cut_off {
             self.agent_lost().await;
@@ -286,11 +293,19 @@ impl Driver {
                 .is_some_and(|running| running.live.agent.is_some() && running.live.vmm.save_cuts_off_the_guest())
     }
 
-    /// Rests in a state: the record first, then the view.
-    fn rest(&mut self, state: InstanceState) {
+    /// Rests in a state: the record first, with what led there, then the view.
+    fn rest(&mut self, state: InstanceState, timeline: Option<&TimelineRecord>) {
         self.record.phases.enter(state.name(), now_ms());
         self.record.phase = Phase::Resting(state);
-        self.store();
+        match timeline {
+            Some(timeline) => {
+                if let Err(error) = self.host.store.conclude(&self.record, timeline) {
+                    warn!(%error, "timeline not stored");
+                    self.store();
+                }
+            }
+            None => self.store(),
+        }
         self.publish();
     }
 
@@ -406,13 +421,14 @@ impl Driver {
         let removed = blocking(move || files.iter().try_for_each(|file| hearth_disk::remove(file))).await;
         self.record.seat = None;
         self.record.stopped_at_ms = Some(now_ms());
-        self.rest(match cleaned.and(left).and(removed) {
+        let state = match cleaned.and(left).and(removed) {
             Ok(()) => InstanceState::Stopped,
             Err(error) => InstanceState::Failed { reason: error.chain() },
-        });
+        };
+        self.rest(state, None);
     }
 
-    fn log_operation(&self, timeline: &hearth_store::TimelineRecord) {
+    fn log_operation(&self, timeline: &TimelineRecord) {
         let ms = timeline.total_us / 1000;
         let text = match &timeline.error {
             None => format!("{} done in {ms} ms", timeline.op),

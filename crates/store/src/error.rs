@@ -45,6 +45,15 @@ pub enum OpenError {
         /// The latest known here.
         known: i64,
     },
+    /// There is no thread for its checkpoints.
+    #[error("start the thread for checkpoints of {file}")]
+    Checkpoints {
+        /// The database.
+        file: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// SQLite refused to open it or to bring it to this version.
     #[error("{action} {file}")]
     Database {
@@ -61,7 +70,9 @@ pub enum OpenError {
 impl Kind for OpenError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::MakeDir { source, .. } | Self::Lock { source, .. } => io_kind(source),
+            Self::MakeDir { source, .. } | Self::Lock { source, .. } | Self::Checkpoints { source, .. } => {
+                io_kind(source)
+            }
             Self::Held { .. } => ErrorKind::Busy,
             Self::FromTheFuture { .. } => ErrorKind::Incompatible,
             Self::Database { source, .. } => database_kind(source),
@@ -83,7 +94,7 @@ impl Kind for OpenError {
             Self::Database { source, file, .. } if database_kind(source) == ErrorKind::Corrupt => {
                 Some(format!("restore {} from a backup, or move it away to begin with no records", file.display()))
             }
-            Self::Database { .. } => None,
+            Self::Checkpoints { .. } | Self::Database { .. } => None,
         }
     }
 }

@@ -41,7 +41,7 @@ impl Store {
         let name = record.name.as_str();
         IMAGE
             .write_unique(
-                &self.db(),
+                &self.to_write(),
                 "add to",
                 (
                     "INSERT INTO images (name, digest, created_at_ms, record) VALUES (?1, ?2, ?3, ?4)",
@@ -61,7 +61,7 @@ impl Store {
         let json = IMAGE.encode(record)?;
         let name = record.name.as_str();
         let changed = IMAGE.write(
-            &self.db(),
+            &self.to_write(),
             "change",
             "UPDATE images SET digest = ?2, created_at_ms = ?3, record = ?4 WHERE name = ?1",
             params![name, record.digest, record.created_at_ms, json],
@@ -98,6 +98,6 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn remove_image(&self, name: &ImageRef) -> Result<(), RecordError> {
-        IMAGE.write(&self.db(), "remove from", "DELETE FROM images WHERE name = ?1", [name.as_str()]).map(drop)
+        IMAGE.write(&self.to_write(), "remove from", "DELETE FROM images WHERE name = ?1", [name.as_str()]).map(drop)
     }
 }

@@ -3,13 +3,14 @@
 use std::net::Ipv4Addr;
 
 use hearth_model::{InstanceId, InstanceSpec, Phase, SnapshotId};
-use rusqlite::params;
+use rusqlite::{Connection, TransactionBehavior, params};
 
 use crate::Store;
 use crate::error::RecordError;
 use crate::lookup::{Called, Lookup, resolve};
 use crate::phases::PhaseClock;
 use crate::table::Resource;
+use crate::timelines::{self, TimelineRecord};
 
 const INSTANCE: Resource = Resource("instance");
 
@@ -71,6 +72,25 @@ pub struct ProgramExit {
     pub message: String,
 }
 
+fn update(db: &Connection, record: &InstanceRecord) -> Result<(), RecordError> {
+    let json = INSTANCE.encode(record)?;
+    let (id, name) = (record.id.as_str(), record.spec.name.as_str());
+    // The index of names is only written where the name changes.
+    let kept = "UPDATE instances SET created_at_ms = ?3, record = ?4 WHERE id = ?1 AND name = ?2";
+    let values = params![id, name, record.created_at_ms, json];
+    if INSTANCE.write(db, "change", kept, values)? > 0 {
+        return Ok(());
+    }
+    let changed = INSTANCE.write_unique(
+        db,
+        "change",
+        ("UPDATE instances SET name = ?2, created_at_ms = ?3, record = ?4 WHERE id = ?1", values),
+        name,
+        ("SELECT id FROM instances WHERE name = ?1", params![name]),
+    )?;
+    if changed == 0 { Err(INSTANCE.absent(id)) } else { Ok(()) }
+}
+
 impl Store {
     /// Adds a record.
     ///
@@ -81,7 +101,7 @@ impl Store {
         let (id, name) = (record.id.as_str(), record.spec.name.as_str());
         INSTANCE
             .write_unique(
-                &self.db(),
+                &self.to_write(),
                 "add to",
                 (
                     "INSERT INTO instances (id, name, created_at_ms, record) VALUES (?1, ?2, ?3, ?4)",
@@ -98,19 +118,20 @@ impl Store {
     /// # Errors
     /// `not_found` if there is none; `already_exists` if another instance has its name.
     pub fn update_instance(&self, record: &InstanceRecord) -> Result<(), RecordError> {
-        let json = INSTANCE.encode(record)?;
-        let (id, name) = (record.id.as_str(), record.spec.name.as_str());
-        let changed = INSTANCE.write_unique(
-            &self.db(),
-            "change",
-            (
-                "UPDATE instances SET name = ?2, created_at_ms = ?3, record = ?4 WHERE id = ?1",
-                params![id, name, record.created_at_ms, json],
-            ),
-            name,
-            ("SELECT id FROM instances WHERE name = ?1", params![name]),
-        )?;
-        if changed == 0 { Err(INSTANCE.absent(id)) } else { Ok(()) }
+        update(&self.to_write(), record)
+    }
+
+    /// The same, and adds the timeline of what led to it, in one transaction.
+    ///
+    /// # Errors
+    /// As [`Self::update_instance`]; nothing is written then.
+    pub fn conclude(&self, record: &InstanceRecord, timeline: &TimelineRecord) -> Result<(), RecordError> {
+        let mut db = self.to_write();
+        let failed = INSTANCE.failed("change");
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+        update(&transaction, record)?;
+        timelines::append(&transaction, timeline)?;
+        transaction.commit().map_err(failed)
     }
 
     /// The record with that id.
@@ -134,7 +155,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn remove_instance(&self, id: &InstanceId) -> Result<(), RecordError> {
-        INSTANCE.write(&self.db(), "remove from", "DELETE FROM instances WHERE id = ?1", [id.as_str()]).map(drop)
+        INSTANCE.write(&self.to_write(), "remove from", "DELETE FROM instances WHERE id = ?1", [id.as_str()]).map(drop)
     }
 
     /// The instance that `text` means: id, exact name, or a prefix of one id only.

@@ -9,8 +9,10 @@
 //! as JSON. A change of the JSON that an older daemon would misread is a new version in `schema.rs`.
 //!
 //! Writes survive the death of the process at any point; a power cut may take back the last few
-//! (WAL with `synchronous=NORMAL`), never leave half of one.
+//! (WAL with `synchronous=NORMAL`), never leave half of one. No write waits for the disk: see
+//! `checkpoint.rs`.
 
+mod checkpoint;
 mod error;
 mod images;
 mod instances;
@@ -42,6 +44,7 @@ pub const DATABASE_FILE: &str = "state.db";
 #[derive(Debug)]
 pub struct Store {
     connection: Mutex<Connection>,
+    checkpointer: checkpoint::Checkpointer,
     path: PathBuf,
     // Held as long as the store lives; dropped last.
     _lock: lock::DirLock,
@@ -58,13 +61,21 @@ impl Store {
         let lock = lock::DirLock::take(data_dir)?;
         let path = data_dir.join(DATABASE_FILE);
         let connection = schema::open(&path)?;
-        Ok(Self { connection: Mutex::new(connection), path, _lock: lock })
+        let checkpointer = checkpoint::Checkpointer::start(path.clone())
+            .map_err(|source| OpenError::Checkpoints { file: path.clone(), source })?;
+        Ok(Self { connection: Mutex::new(connection), checkpointer, path, _lock: lock })
     }
 
     /// Where the database is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The connection, to write with.
+    fn to_write(&self) -> MutexGuard<'_, Connection> {
+        self.checkpointer.count();
+        self.db()
     }
 
     /// The connection. A panic while it was held cannot have left half a write: what is not

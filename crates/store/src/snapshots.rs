@@ -74,7 +74,7 @@ impl Store {
         let (id, name, source) = keys(record);
         SNAPSHOT
             .write_unique(
-                &self.db(),
+                &self.to_write(),
                 "add to",
                 (
                     "INSERT INTO snapshots (id, name, source_instance, internal, created_at_ms, record)
@@ -95,7 +95,7 @@ impl Store {
         let json = SNAPSHOT.encode(record)?;
         let (id, name, source) = keys(record);
         let changed = SNAPSHOT.write_unique(
-            &self.db(),
+            &self.to_write(),
             "change",
             (
                 "UPDATE snapshots SET name = ?2, source_instance = ?3, internal = ?4, created_at_ms = ?5, record = ?6
@@ -137,7 +137,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn remove_snapshot(&self, id: &SnapshotId) -> Result<(), RecordError> {
-        SNAPSHOT.write(&self.db(), "remove from", "DELETE FROM snapshots WHERE id = ?1", [id.as_str()]).map(drop)
+        SNAPSHOT.write(&self.to_write(), "remove from", "DELETE FROM snapshots WHERE id = ?1", [id.as_str()]).map(drop)
     }
 
     /// The snapshot that `text` means: id, exact name (if only one source has it), or a prefix of

@@ -1,7 +1,7 @@
 //! Timelines: the timed steps of the last operations of each instance.
 
 use hearth_model::InstanceId;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::error::RecordError;
@@ -45,6 +45,26 @@ pub struct StepTime {
     pub note: Option<String>,
 }
 
+/// Within a transaction.
+pub(crate) fn append(db: &Connection, record: &TimelineRecord) -> Result<(), RecordError> {
+    let json = TIMELINE.encode(record)?;
+    let id = record.instance.as_str();
+    TIMELINE.write(
+        db,
+        "add to",
+        "INSERT INTO timelines (instance, record) SELECT id, ?2 FROM instances WHERE id = ?1",
+        params![id, json],
+    )?;
+    TIMELINE.write(
+        db,
+        "trim",
+        "DELETE FROM timelines WHERE instance = ?1 AND seq <= (
+             SELECT seq FROM timelines WHERE instance = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+        params![id, KEPT],
+    )?;
+    Ok(())
+}
+
 impl Store {
     /// Adds a timeline to its instance's, and drops the oldest beyond [`TIMELINES_KEPT`]. An
     /// instance that is gone (by this very operation, say) keeps none, and that is no error.
@@ -52,24 +72,10 @@ impl Store {
     /// # Errors
     /// The database's.
     pub fn append_timeline(&self, record: &TimelineRecord) -> Result<(), RecordError> {
-        let json = TIMELINE.encode(record)?;
-        let id = record.instance.as_str();
-        let mut db = self.db();
+        let mut db = self.to_write();
         let failed = TIMELINE.failed("add to");
         let transaction = db.transaction().map_err(&failed)?;
-        TIMELINE.write(
-            &transaction,
-            "add to",
-            "INSERT INTO timelines (instance, record) SELECT id, ?2 FROM instances WHERE id = ?1",
-            params![id, json],
-        )?;
-        TIMELINE.write(
-            &transaction,
-            "trim",
-            "DELETE FROM timelines WHERE instance = ?1 AND seq <= (
-                 SELECT seq FROM timelines WHERE instance = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-            params![id, KEPT],
-        )?;
+        append(&transaction, record)?;
         transaction.commit().map_err(failed)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hearth_model::error::{ErrorKind, Kind};
 use hearth_model::{InstanceState, Op, Phase};
-use hearth_store::{Lookup, OpenError, RecordError, Store, TIMELINES_KEPT};
+use hearth_store::{InstanceRecord, Lookup, OpenError, RecordError, Store, TIMELINES_KEPT};
 
 #[test]
 fn records_are_there_after_a_restart() {
@@ -137,6 +137,29 @@ fn the_newest_timelines_are_kept_and_go_with_their_instance() {
     assert_eq!(store.timelines(&web.id, 10).expect("lists"), []);
     store.append_timeline(&sample::timeline(&web.id, 200)).expect("the delete's own timeline has nowhere to go");
     assert_eq!(store.timelines(&web.id, 10).expect("lists"), []);
+}
+
+#[test]
+fn where_an_operation_led_is_written_with_its_timeline_or_not_at_all() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path()).expect("opens");
+    let mut web = sample::instance(1, "web");
+    store.insert_instance(&web).expect("inserts");
+    store.insert_instance(&sample::instance(2, "db")).expect("inserts");
+    let timeline = sample::timeline(&web.id, 7);
+    web.phase = Phase::Resting(InstanceState::Running);
+    store.conclude(&web, &timeline).expect("writes");
+    assert_eq!(store.instance(&web.id).expect("reads"), Some(web.clone()));
+    assert_eq!(store.timelines(&web.id, 10).expect("lists"), std::slice::from_ref(&timeline));
+
+    let renamed = InstanceRecord { spec: sample::spec("other"), ..web.clone() };
+    store.conclude(&renamed, &timeline).expect("another name, if nobody has it");
+    let taken = InstanceRecord { spec: sample::spec("db"), ..web.clone() };
+    assert_eq!(store.conclude(&taken, &timeline).expect_err("taken").kind(), ErrorKind::AlreadyExists);
+    let absent = InstanceRecord { id: sample::instance_id(9), ..web };
+    assert_eq!(store.conclude(&absent, &timeline).expect_err("not there").kind(), ErrorKind::NotFound);
+    assert_eq!(store.instance(&renamed.id).expect("reads"), Some(renamed.clone()));
+    assert_eq!(store.timelines(&renamed.id, 10).expect("lists").len(), 2);
 }
 
 #[test]

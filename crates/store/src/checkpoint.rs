@@ -1,0 +1,128 @@
+//! Brings what was written to the log (WAL) into the database, on a thread and a connection of its
+//! own.
+//!
+//! SQLite by itself does so in the commit that finds the log long enough, and syncs both files to
+//! the disk there: a restore in whose way that is would wait for milliseconds. Here a commit only
+//! counts, and now and then wakes the thread.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use tracing::warn;
+
+use crate::schema;
+
+/// So many writes lead to one checkpoint: a few pages each, so some megabytes of log.
+const WRITES: u32 = 256;
+/// A log of more pages is begun anew, for which writers wait: one that is written to all the time
+/// would grow for ever.
+const TOO_LONG: i64 = 16 * 1024;
+
+/// The thread, and the way to it.
+#[derive(Debug)]
+pub(crate) struct Checkpointer {
+    writes: AtomicU32,
+    /// None while it is dropped: the thread ends with it.
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    pub(crate) fn start(file: PathBuf) -> std::io::Result<Self> {
+        let (wake, woken) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || work(&file, &woken))?;
+        Ok(Self { writes: AtomicU32::new(0), wake: Some(wake), thread: Some(thread) })
+    }
+
+    /// Something is about to be written.
+    pub(crate) fn count(&self) {
+        let before = self.writes.fetch_add(1, Ordering::Relaxed);
+        if (before + 1).is_multiple_of(WRITES)
+            && let Some(wake) = &self.wake
+        {
+            // One that is awake already will see this too.
+            wake.try_send(()).ok();
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; and if it did, nothing is left to be done.
+            thread.join().ok();
+        }
+    }
+}
+
+fn work(file: &PathBuf, woken: &Receiver<()>) {
+    let mut connection = None;
+    for () in woken {
+        let done = checkpoint(file, &mut connection);
+        if let Err(error) = done {
+            warn!(database = %file.display(), %error, "the log could not be brought into the database");
+            connection = None;
+        }
+    }
+}
+
+fn checkpoint(file: &PathBuf, kept: &mut Option<Connection>) -> rusqlite::Result<()> {
+    let connection = match kept {
+        Some(connection) => connection,
+        None => {
+            let connection = Connection::open(file)?;
+            schema::prepare(&connection)?;
+            kept.insert(connection)
+        }
+    };
+    // Answers with: was anybody in the way, pages in the log, pages brought over.
+    let pages = |how: &str| connection.query_row(how, [], |row| row.get::<_, i64>(1));
+    if pages("PRAGMA wal_checkpoint(PASSIVE)")? > TOO_LONG {
+        pages("PRAGMA wal_checkpoint(RESTART)")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pages in the log, and how many of them are in the database.
+    fn log(connection: &Connection) -> (i64, i64) {
+        connection
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| Ok((row.get(1)?, row.get(2)?)))
+            .expect("SQLite tells of its log")
+    }
+
+    #[test]
+    fn commits_leave_the_log_to_the_thread_which_brings_all_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("state.db");
+        let connection = schema::open(&file).expect("opened");
+        let write = |nth: u32| {
+            connection
+                .execute("INSERT INTO images VALUES (?1, 'd', 0, hex(zeroblob(8000)))", [format!("image-{nth}")])
+                .expect("written");
+        };
+        // Far beyond where SQLite would do it by itself.
+        (0..600).for_each(write);
+        let (pages, brought_over) = log(&connection);
+        assert!(pages > 1000 && brought_over == 0, "{pages} pages, {brought_over} brought over");
+
+        let checkpointer = Checkpointer::start(file.clone()).expect("a thread");
+        (0..WRITES).for_each(|_| checkpointer.count());
+        // The thread ends what it has begun.
+        drop(checkpointer);
+        let (pages, brought_over) = log(&connection);
+        assert_eq!(pages, brought_over);
+        drop(connection);
+        let count = schema::open(&file)
+            .expect("opened again")
+            .query_row("SELECT count(*) FROM images", [], |row| row.get::<_, i64>(0));
+        assert_eq!(count.expect("counted"), 600);
+    }
+}
