@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hearth_model::foreign::{Described, ForeignState};
 use hearth_model::runtime::Accel;
 use hearth_model::{Backend, ByteSize, ErrorKind, InstanceSpec, LoadPlan, load_plan};
 use hearth_snapshot::{CpuFingerprint, HostFacts, Manifest};
 use hearth_store::{InstanceRecord, Store};
-use hearth_vmm::{Adopted, BackendProbe, LaunchSpec, Launcher, Machine, Nic, SavedState, Seat, Started, Vmm};
+use hearth_vmm::{
+    Adopted, BackendProbe, ControlError, LaunchError, LaunchSpec, Launcher, Machine, Nic, ReadyToBoot, SavedState,
+    Seat, SocketWait, Started, Vmm,
+};
 use tokio::sync::OnceCell;
 
 use crate::config::{Config, InitrdChoice};
 use crate::error::OpError;
 use crate::hatch::Hatch;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::networks::{Networks, Place};
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
@@ -191,7 +195,34 @@ impl Host {
     /// Boots a guest in its directory; its vCPUs run when this returns.
     pub(crate) async fn boot(&self, dir: &InstanceDir, spec: &InstanceSpec, place: Place) -> Result<Vmm, OpError> {
         let launch = self.launch_spec(dir, spec, self.boot_files().await?, place);
-        Ok(self.vmms.launcher.boot(&launch).await?)
+        let ready = self.vmms.launcher.ready_to_boot(&launch);
+        let ready = self.counting_the_wait(spec.backend, ready, ReadyToBoot::socket_wait).await?;
+        Ok(ready.boot().await?)
+    }
+
+    /// Waits for a VMM that was started, and counts how its API socket came to answer, or did not.
+    pub(crate) async fn counting_the_wait<T>(
+        &self,
+        backend: Backend,
+        waiting: impl Future<Output = Result<T, LaunchError>>,
+        told: impl FnOnce(&T) -> Option<(&SocketWait, Duration)>,
+    ) -> Result<T, OpError> {
+        let began = Instant::now();
+        let waited = waiting.await;
+        let end = match &waited {
+            Ok(ready) => told(ready).map(|(wait, took)| (metrics::SocketWait::from(wait), took)),
+            Err(LaunchError::Died { .. }) if backend == Backend::Firecracker => {
+                Some((metrics::SocketWait::VmmDied, began.elapsed()))
+            }
+            Err(LaunchError::Control(ControlError::Silent { .. })) if backend == Backend::Firecracker => {
+                Some((metrics::SocketWait::Deadline, began.elapsed()))
+            }
+            Err(_) => None,
+        };
+        if let Some((end, took)) = end {
+            self.metrics.socket_waited(end, took);
+        }
+        waited.map_err(OpError::from)
     }
 
     /// Starts a VMM that will load a saved guest in its directory.

@@ -285,6 +285,7 @@ impl FakeHost {
             ram,
             memory_inode,
             memory: spec.machine.memory,
+            device_set: Some(device_set(&spec.machine)),
         };
         let (tell, exit) = watch::channel(None);
         let device_set = device_set(&spec.machine);

@@ -31,7 +31,7 @@ use crate::fault::{AdoptError, ControlError, KillError, LaunchError};
 use crate::process::{self, Exit, Process};
 use crate::spec::{LaunchSpec, RunState, SaveMemory, Saved, Seat};
 use control::Api;
-pub(crate) use launch::Started;
+pub(crate) use launch::{Ready, Started};
 pub(crate) use load::{Loaded, Loading, prepare};
 
 /// A handle on one Firecracker process. A clone is another handle on the same one.
@@ -59,10 +59,14 @@ enum Vcpus {
     Unknown,
 }
 
-/// Boots; vCPUs run when it returns.
-pub(crate) async fn boot(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Firecracker, LaunchError> {
+/// Starts a process that is to boot, and waits until it takes requests.
+pub(crate) async fn ready_to_boot(cgroups: &Cgroups, spec: &LaunchSpec) -> Result<Ready, LaunchError> {
     launch::check_boot_files(spec)?;
-    let mut ready = launch::start(cgroups, spec)?.ready().await?;
+    launch::start(cgroups, spec)?.ready().await
+}
+
+/// Boots; vCPUs run when it returns.
+pub(crate) async fn boot(mut ready: Ready, spec: &LaunchSpec) -> Result<Firecracker, LaunchError> {
     match launch::configure(&mut ready, spec).await {
         Ok(seat) => Ok(Firecracker::new(ready.process, seat, ready.api, Vcpus::Running)),
         Err(error) => Err(ending::give_up(&ready.process, &spec.dir, error.into()).await),

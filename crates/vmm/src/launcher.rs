@@ -8,6 +8,7 @@
 //! ```
 
 use std::path::Path;
+use std::time::Duration;
 
 use hearth_model::foreign::Described;
 use hearth_model::{Backend, LoadPlan};
@@ -29,6 +30,19 @@ pub enum Launcher {
     /// In memory.
     #[cfg(feature = "fake")]
     Fake(FakeHost),
+}
+
+/// A VMM that is going to boot.
+#[derive(Debug)]
+pub struct ReadyToBoot(Bootable);
+
+#[derive(Debug)]
+enum Bootable {
+    Firecracker(Box<firecracker::Ready>, LaunchSpec),
+    /// QEMU is told what to boot when it starts.
+    Qemu(Cgroups, LaunchSpec),
+    #[cfg(feature = "fake")]
+    Fake(FakeHost, LaunchSpec),
 }
 
 /// A VMM that is going to load, as far as it can be started before it knows what.
@@ -64,14 +78,27 @@ impl Launcher {
     /// The program, kernel, initrd or a disk is missing; a file cannot be made; the VMM ends or
     /// refuses. No process and no socket is left then.
     pub async fn boot(&self, spec: &LaunchSpec) -> Result<Vmm, LaunchError> {
-        match self {
+        self.ready_to_boot(spec).await?.boot().await
+    }
+
+    /// The first part of [`Self::boot`]: starts a VMM and waits until it takes what is to be booted.
+    /// What it started ends with [`ReadyToBoot::boot`] or [`Self::clean_up`].
+    ///
+    /// # Errors
+    /// As [`Self::boot`].
+    pub async fn ready_to_boot(&self, spec: &LaunchSpec) -> Result<ReadyToBoot, LaunchError> {
+        let spec = spec.clone();
+        Ok(ReadyToBoot(match self {
             Self::Real(cgroups) => match spec.machine.backend {
-                Backend::Firecracker => Ok(Vmm::Firecracker(Box::pin(firecracker::boot(cgroups, spec)).await?)),
-                Backend::QemuMicrovm | Backend::Qemu => Ok(Vmm::Qemu(Box::pin(qemu::boot(cgroups, spec)).await?)),
+                Backend::Firecracker => {
+                    let ready = Box::pin(firecracker::ready_to_boot(cgroups, &spec)).await?;
+                    Bootable::Firecracker(Box::new(ready), spec)
+                }
+                Backend::QemuMicrovm | Backend::Qemu => Bootable::Qemu(cgroups.clone(), spec),
             },
             #[cfg(feature = "fake")]
-            Self::Fake(host) => host.boot(spec).map(Vmm::Fake),
-        }
+            Self::Fake(host) => Bootable::Fake(host.clone(), spec),
+        }))
     }
 
     /// Starts a VMM that is to load a saved guest: as much of it as needs neither disks nor memory.
@@ -187,6 +214,35 @@ impl Launcher {
     }
 }
 
+impl ReadyToBoot {
+    /// How its control socket came to answer, and after how long; `None` where it was there before
+    /// the process.
+    #[must_use]
+    pub fn socket_wait(&self) -> Option<(&SocketWait, Duration)> {
+        match &self.0 {
+            Bootable::Firecracker(ready, _) => Some(ready.waited()),
+            Bootable::Qemu(..) => None,
+            #[cfg(feature = "fake")]
+            Bootable::Fake(..) => None,
+        }
+    }
+
+    /// Boots; vCPUs run when it returns.
+    ///
+    /// # Errors
+    /// As [`Launcher::boot`].
+    pub async fn boot(self) -> Result<Vmm, LaunchError> {
+        match self.0 {
+            Bootable::Firecracker(ready, spec) => {
+                Ok(Vmm::Firecracker(Box::pin(firecracker::boot(*ready, &spec)).await?))
+            }
+            Bootable::Qemu(cgroups, spec) => Ok(Vmm::Qemu(Box::pin(qemu::boot(&cgroups, &spec)).await?)),
+            #[cfg(feature = "fake")]
+            Bootable::Fake(host, spec) => host.boot(&spec).map(Vmm::Fake),
+        }
+    }
+}
+
 impl Started {
     /// Waits until the VMM takes what is in `from`. Disks and saved files are in place by now.
     ///
@@ -208,9 +264,10 @@ impl Started {
 }
 
 impl Ready {
-    /// How its control socket came to answer; `None` where it was there before the process.
+    /// How its control socket came to answer, and after how long; `None` where it was there before
+    /// the process.
     #[must_use]
-    pub fn socket_wait(&self) -> Option<&SocketWait> {
+    pub fn socket_wait(&self) -> Option<(&SocketWait, Duration)> {
         match &self.0 {
             Waiting::Firecracker(loading) => Some(loading.wait()),
             Waiting::Qemu(_) => None,

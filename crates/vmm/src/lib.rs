@@ -9,6 +9,7 @@
 
 mod answer;
 mod cgroup;
+mod devices;
 mod ending;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -27,10 +28,11 @@ mod usage;
 mod vmm;
 
 pub use cgroup::Cgroups;
+pub use devices::launched_with;
 pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
 pub use firecracker::probe::{KvmTrust, probe as probe_firecracker};
 pub use kvm::{accel, evidence};
-pub use launcher::{Launcher, Ready, Started};
+pub use launcher::{Launcher, Ready, ReadyToBoot, Started};
 pub use probe::BackendProbe;
 pub use process::{Ended, Exit};
 pub use qemu::probe::probe as probe_qemu;

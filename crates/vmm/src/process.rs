@@ -4,6 +4,7 @@
 //! A pid alone names nobody: it is used again. Whoever holds a pidfd that was checked against the
 //! recorded start time holds that process and no other.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
@@ -11,7 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -344,6 +345,12 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("; ")
 }
 
+/// What a process was started with.
+pub(crate) fn arguments(pid: u32) -> io::Result<Vec<String>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    Ok(line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
 /// The processes with that working directory that were started as our VMMs are, and when.
 pub(crate) fn with_cwd(dir: &Path) -> io::Result<Vec<(u32, u64)>> {
     let Ok(dir) = dir.canonicalize() else {
@@ -360,9 +367,8 @@ pub(crate) fn with_cwd(dir: &Path) -> io::Result<Vec<(u32, u64)>> {
             Err(error) => return Err(error),
         }
         // Someone's shell may stand in the directory too.
-        let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let args: Vec<&[u8]> = args.split(|byte| *byte == 0).collect();
-        let ours = |pair: &[&[u8]]| (pair[0] == b"-name" || pair[0] == b"--id") && pair[1] == NAME.as_bytes();
+        let args = arguments(pid).unwrap_or_default();
+        let ours = |pair: &[String]| (pair[0] == "-name" || pair[0] == "--id") && pair[1] == NAME;
         if args.windows(2).any(ours)
             && let Some(stat) = stat(pid)?
         {
@@ -372,15 +378,26 @@ pub(crate) fn with_cwd(dir: &Path) -> io::Result<Vec<(u32, u64)>> {
     Ok(found)
 }
 
-/// The program of that path or, for a bare name, found in `PATH`.
+/// The program of that path or, for a bare name, found in `PATH`: there once, and again when what
+/// was found is gone.
 pub(crate) fn look_up(program: &Path) -> Option<PathBuf> {
-    use rustix::fs::{Access, access};
-    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    static FOUND: Mutex<BTreeMap<PathBuf, PathBuf>> = Mutex::new(BTreeMap::new());
     if program.as_os_str().as_bytes().contains(&b'/') {
         return runs(program).then(|| std::path::absolute(program).ok()).flatten();
     }
+    let known = || FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = known().get(program).filter(|found| runs(found)) {
+        return Some(found.clone());
+    }
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from_vec(b"/usr/bin:/bin".to_vec()));
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|found| runs(found))
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|found| runs(found))?;
+    known().insert(program.to_owned(), found.clone());
+    Some(found)
+}
+
+fn runs(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
 #[cfg(test)]

@@ -220,6 +220,10 @@ pub struct Seat {
     pub memory_inode: u64,
     /// How much guest RAM there is.
     pub memory: MemMib,
+    /// The devices it was launched with, by the name that [`device_set`] gave them then. Older builds
+    /// did not record it: see [`crate::launched_with`].
+    #[serde(default)]
+    pub device_set: Option<String>,
 }
 
 /// Names the devices a guest of this machine sees. A state loads only into the set it was saved

@@ -5,38 +5,51 @@
 //! when its agent has acknowledged who it is now; one without an agent, when it runs.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use hearth_model::Backend;
+use hearth_model::SnapshotId;
 use hearth_model::foreign::ForeignState;
 use hearth_snapshot::Bundle;
-use hearth_vmm::{ControlError, LaunchError, Loaded, Ready, SavedState, SocketWait, Started};
+use hearth_vmm::{Loaded, Ready, SavedState, SocketWait, Started};
 
-use super::{Born, Live, Subject, files, slot};
+use super::{Born, Live, Subject, bundle, files, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
-use crate::metrics::{self, Plan};
+use crate::metrics::Plan;
 use crate::paths::InstanceDir;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
-/// Takes the guest's place on the network, starts the VMM, so that it comes up meanwhile, and clones the bundle's overlay to the guest's own.
-/// What undoes the clone, the caller has said; it goes on with [`bring_back`].
-pub(super) async fn start(
+/// Takes the guest's place on the network, opens the bundle, and starts the VMM beside it: of a guest it needs nothing but the directory, and
+/// it comes up while the guest's files are put in place.
+pub(super) async fn open_and_start(
     host: &Arc<Host>,
     subject: &mut Subject,
-    bundle: &Bundle,
+    snapshot: &SnapshotId,
     run: &mut Run,
-) -> Result<Started, OpError> {
+) -> Result<(Bundle, Started), OpError> {
     let place = slot::take(host, subject, run).await?;
     run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
-    let clone = files::replace_by_clones(files::writable_disks(bundle, &subject.dir));
+    let open = bundle::open_to_run(host, snapshot);
     let start = host.start(&subject.dir, &subject.record.spec, place);
-    let ((), started) = run.steps_together(("clone overlay", clone), ("start vmm", start)).await?;
-    Ok(started)
+    run.steps_together(("open snapshot", open), ("start vmm", start)).await
 }
 
-/// Loads `bundle` in the subject's directory, whose disks are in place.
+/// Clones the bundle's writable disks to the guest's own, and links what the VMM will load. What
+/// undoes the clones, the caller has said.
+pub(super) async fn place(subject: &Subject, bundle: &Bundle, run: &mut Run) -> Result<(), OpError> {
+    let dir = &subject.dir;
+    let links = [dir.memory_base(), dir.vmstate()];
+    run.undo("memory links", {
+        let links = links.clone();
+        blocking(move || links.iter().try_for_each(|link| hearth_disk::remove(link)))
+    });
+    let files = [bundle.memory(), bundle.vmstate()];
+    let clone = files::replace_by_clones(files::writable_disks(bundle, dir));
+    let link = files::replace_links(files.into_iter().zip(links).collect());
+    run.steps_together(("clone overlay", clone), ("link memory", link)).await.map(drop)
+}
+
+/// Loads `bundle` in the subject's directory, where it was put in place.
 pub(super) async fn bring_back(
     host: &Arc<Host>,
     subject: &mut Subject,
@@ -48,24 +61,16 @@ pub(super) async fn bring_back(
     let plan = host.load_plan(bundle.manifest());
     let counted = host.metrics.restore(backend, Plan::from(&plan));
     let dir = subject.dir.clone();
-    let links = [dir.memory_base(), dir.vmstate()];
-    run.undo("memory links", {
-        let links = links.clone();
-        blocking(move || links.iter().try_for_each(|link| hearth_disk::remove(link)))
-    });
-    let files = [bundle.memory(), bundle.vmstate()];
-    run.step("link memory", files::replace_links(files.into_iter().zip(links).collect())).await?;
-
     if let Some(foreign) = &bundle.manifest().foreign {
         stand_in(&dir, foreign, run).await?;
     }
 
-    let from =
-        SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: super::bundle::state_format(bundle)? };
+    let from = SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: bundle::state_format(bundle)? };
     // Said once more: what runs is ended before its files are taken away.
     run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
-    let ready = run.step("await vmm", metered(host, backend, started.ready(&from))).await?;
-    if let Some(wait) = ready.socket_wait() {
+    let ready = host.counting_the_wait(backend, started.ready(&from), Ready::socket_wait);
+    let ready = run.step("await vmm", ready).await?;
+    if let Some((wait, _)) = ready.socket_wait() {
         run.note(match wait {
             SocketWait::Polling(why) => format!("{} ({why})", wait.as_str()),
             SocketWait::Immediate | SocketWait::Inotify => wait.as_str().to_owned(),
@@ -129,26 +134,4 @@ async fn stand_in(dir: &InstanceDir, foreign: &ForeignState, run: &mut Run) -> R
         files::replace_links(links).await
     })
     .await
-}
-
-/// Waits for a VMM, and counts how its socket came to answer.
-async fn metered(
-    host: &Host,
-    backend: Backend,
-    waiting: impl Future<Output = Result<Ready, LaunchError>>,
-) -> Result<Ready, OpError> {
-    let began = Instant::now();
-    let waited = waiting.await;
-    let end = match &waited {
-        Ok(ready) => ready.socket_wait().map(metrics::SocketWait::from),
-        Err(LaunchError::Died { .. }) if backend == Backend::Firecracker => Some(metrics::SocketWait::VmmDied),
-        Err(LaunchError::Control(ControlError::Silent { .. })) if backend == Backend::Firecracker => {
-            Some(metrics::SocketWait::Deadline)
-        }
-        Err(_) => None,
-    };
-    if let Some(end) = end {
-        host.metrics.socket_waited(end, began.elapsed());
-    }
-    waited.map_err(OpError::from)
 }

@@ -121,6 +121,7 @@ pub(super) async fn save(
 ) -> Result<SavedLive, OpError> {
     let live = subject.live()?;
     let vmm = live.vmm;
+    would_load_here(host, subject, &vmm)?;
     let dir = subject.dir.clone();
     let draft = begin(host, run).await?;
     let memory = draft.path(hearth_snapshot::MEMORY);
@@ -188,6 +189,26 @@ pub(super) async fn save(
     }
     let record = publish(host, Source::of(subject), draft, purpose, Some(saved.format), run).await?;
     Ok(SavedLive { record, reached_anew })
+}
+
+/// A guest whose VMM an older build launched may have other devices than it would be loaded with: its
+/// memory is better kept where it is than in a snapshot that nobody here can restore.
+fn would_load_here(host: &Host, subject: &Subject, vmm: &Vmm) -> Result<(), OpError> {
+    let machine = host.machine(&subject.record.spec, BootFiles::default());
+    let (has, would_have) = (hearth_vmm::launched_with(vmm.seat(), &machine)?, hearth_vmm::device_set(&machine));
+    if has == would_have {
+        return Ok(());
+    }
+    let name = &subject.record.spec.name;
+    Err(OpError::new(
+        ErrorKind::Incompatible,
+        format!(
+            "instance {name} runs with the devices of another version of hearth ({has}): what is saved of it now \
+             could not be restored here ({would_have})"
+        ),
+    )
+    .hinted(format!("`hearth stop {name} && hearth start {name}` boots it with the present ones"))
+    .about("instance", name.as_str()))
 }
 
 /// Saves a stopped instance's disks.

@@ -40,8 +40,12 @@ pub(super) async fn replace_links(links: Vec<(PathBuf, PathBuf)>) -> Result<(), 
     blocking(move || links.iter().try_for_each(|(from, to)| replace_link(from, to))).await
 }
 
-/// A link made aside and renamed: `to` is never missing.
+/// Where something is already, a link made aside and renamed: `to` is never missing.
 fn replace_link(from: &Path, to: &Path) -> Result<(), FileError> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => return result.map_err(failed("link", from)),
+    }
     let aside = aside(to);
     forget(&aside)?;
     fs::hard_link(from, &aside).map_err(failed("link", from))?;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use hearth_model::InstanceState;
+use hearth_snapshot::Bundle;
 use hearth_store::SnapshotKind;
 
 use super::{ForkPlan, Outcome, Subject, Target, bring_back, bundle, files};
@@ -18,30 +19,30 @@ pub(super) async fn fork(
     run: &mut Run,
 ) -> Result<Outcome, OpError> {
     let snapshot = plan.source.snapshot();
-    let bundle = match plan.target {
-        Target::Running => run.step("open snapshot", bundle::open_to_run(host, snapshot)).await?,
-        Target::Stopped | Target::Standby => run.step("open snapshot", bundle::open(host, snapshot)).await?,
-    };
-
     let dir = subject.dir.clone();
     let whole = dir.path().to_owned();
     run.undo("instance directory", blocking(move || hearth_disk::remove(&whole)));
     run.step("make directory", files::make_dir(dir.disks())).await?;
-    run.step("link image", files::replace_links(files::read_only_disks(&bundle, &dir))).await?;
 
     match plan.target {
         Target::Running => {
-            let started = bring_back::start(host, subject, &bundle, run).await?;
+            let (bundle, started) = bring_back::open_and_start(host, subject, snapshot, run).await?;
+            link_image(subject, &bundle, run).await?;
+            bring_back::place(subject, &bundle, run).await?;
             let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
             run.commit();
             Ok(Outcome::Running(born))
         }
         Target::Stopped => {
+            let bundle = run.step("open snapshot", bundle::open(host, snapshot)).await?;
+            link_image(subject, &bundle, run).await?;
             run.step("clone overlay", files::replace_by_clones(files::writable_disks(&bundle, &dir))).await?;
             run.commit();
             Ok(Outcome::Rests(InstanceState::Stopped))
         }
         Target::Standby => {
+            let bundle = run.step("open snapshot", bundle::open(host, snapshot)).await?;
+            link_image(subject, &bundle, run).await?;
             // A bundle is immutable, so a bundle of one's own is one of links.
             run.step("link overlay", files::replace_links(files::writable_disks(&bundle, &dir))).await?;
             let own = bundle::copy(host, subject, &bundle, bundle::Use::internal(SnapshotKind::Standby), run).await?;
@@ -49,4 +50,8 @@ pub(super) async fn fork(
             Ok(Outcome::Rests(InstanceState::Standby { snapshot: own.id }))
         }
     }
+}
+
+async fn link_image(subject: &Subject, bundle: &Bundle, run: &mut Run) -> Result<(), OpError> {
+    run.step("link image", files::replace_links(files::read_only_disks(bundle, &subject.dir))).await
 }

@@ -120,6 +120,11 @@ fn nobody() -> InstanceId {
     InstanceId::from_entropy([0; 16])
 }
 
+/// Whether a snapshot was imported, and so is of no instance.
+pub(crate) fn is_imported(snapshot: &SnapshotRecord) -> bool {
+    snapshot.source_instance == nobody()
+}
+
 /// A name that leads to one snapshot.
 fn free(host: &Host, name: &InstanceName) -> Result<(), OpError> {
     let taken = host.store.listed_snapshots()?.into_iter().find(|snapshot| snapshot.name.as_ref() == Some(name));

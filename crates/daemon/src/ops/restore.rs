@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hearth_model::{ErrorKind, InstanceState};
 
-use super::{Outcome, Subject, bring_back, bundle, files};
+use super::{Outcome, Subject, bring_back, files};
 use crate::error::OpError;
 use crate::host::Host;
 use crate::run::Run;
@@ -14,11 +14,11 @@ pub(super) async fn restore(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     let InstanceState::Standby { snapshot } = subject.record.phase.state().clone() else {
         return Err(OpError::new(ErrorKind::Internal, "restore was admitted without a snapshot"));
     };
-    let bundle = run.step("open snapshot", bundle::open_to_run(host, &snapshot)).await?;
+    let (bundle, started) = bring_back::open_and_start(host, subject, &snapshot, run).await?;
 
     // In standby the overlay is a hard link to the bundle's; the guest gets a clone to write to.
     run.undo("overlay", files::replace_links(files::writable_disks(&bundle, &subject.dir)));
-    let started = bring_back::start(host, subject, &bundle, run).await?;
+    bring_back::place(subject, &bundle, run).await?;
 
     let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
     run.commit();

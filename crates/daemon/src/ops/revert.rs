@@ -1,6 +1,7 @@
 //! Revert: puts a snapshot in the place of a stopped or standby instance. What was there before
 //! is kept aside until the snapshot has taken its place.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_model::InstanceState;
@@ -18,36 +19,27 @@ pub(super) async fn revert(
     run: &mut Run,
 ) -> Result<Outcome, OpError> {
     let snapshot = plan.source.snapshot();
-    let bundle = match plan.target {
-        Target::Running => run.step("open snapshot", bundle::open_to_run(host, snapshot)).await?,
-        Target::Stopped | Target::Standby => run.step("open snapshot", bundle::open(host, snapshot)).await?,
-    };
-
     let dir = subject.dir.clone();
-    let disks = bundle.manifest().disks().into_iter().filter(|disk| !disk.read_only);
+    let disks = subject.record.spec.disks().into_iter().filter(|disk| !disk.read_only);
     let aside: Vec<_> = disks.map(|disk| (dir.disk(&disk.path), dir.disk_before(&disk.path))).collect();
-    run.undo("overlay", {
-        let aside = aside.clone();
-        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_back(before, disk)))
-    });
-    run.step("put overlay aside", {
-        let aside = aside.clone();
-        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_aside(disk, before)))
-    })
-    .await?;
 
-    let disks = files::writable_disks(&bundle, &dir);
     let outcome = match plan.target {
         Target::Running => {
-            let started = bring_back::start(host, subject, &bundle, run).await?;
+            let (bundle, started) = bring_back::open_and_start(host, subject, snapshot, run).await?;
+            put_aside(&aside, run).await?;
+            bring_back::place(subject, &bundle, run).await?;
             Outcome::Running(bring_back::bring_back(host, subject, &bundle, started, run).await?)
         }
         Target::Stopped => {
-            run.step("clone overlay", files::replace_by_clones(disks)).await?;
+            let bundle = run.step("open snapshot", bundle::open(host, snapshot)).await?;
+            put_aside(&aside, run).await?;
+            run.step("clone overlay", files::replace_by_clones(files::writable_disks(&bundle, &dir))).await?;
             Outcome::Rests(InstanceState::Stopped)
         }
         Target::Standby => {
-            run.step("link overlay", files::replace_links(disks)).await?;
+            let bundle = run.step("open snapshot", bundle::open(host, snapshot)).await?;
+            put_aside(&aside, run).await?;
+            run.step("link overlay", files::replace_links(files::writable_disks(&bundle, &dir))).await?;
             let own = bundle::copy(host, subject, &bundle, bundle::Use::internal(SnapshotKind::Standby), run).await?;
             Outcome::Rests(InstanceState::Standby { snapshot: own.id })
         }
@@ -59,4 +51,18 @@ pub(super) async fn revert(
     })
     .await;
     Ok(outcome)
+}
+
+/// Renames each disk to where it rests meanwhile.
+async fn put_aside(aside: &[(PathBuf, PathBuf)], run: &mut Run) -> Result<(), OpError> {
+    let aside = aside.to_vec();
+    run.undo("overlay", {
+        let aside = aside.clone();
+        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_back(before, disk)))
+    });
+    run.step(
+        "put overlay aside",
+        blocking(move || aside.iter().try_for_each(|(disk, before)| files::put_aside(disk, before))),
+    )
+    .await
 }

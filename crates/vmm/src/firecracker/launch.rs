@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::time::{Duration, Instant};
 
 use hearth_model::network::inner;
 use serde_json::json;
@@ -20,7 +21,7 @@ use crate::file::open;
 use crate::process::{self, Process, Program};
 use crate::spec::{
     API_SOCKET, LaunchSpec, MEMORY_BASE, Nic, OVERLAY, ROOTFS, Ram, SERIAL_LOG, Seat, SocketWait, VMM_ERRORS, VMM_LOG,
-    VSOCK_SOCKET,
+    VSOCK_SOCKET, device_set,
 };
 
 /// A process whose socket may not be there yet.
@@ -36,7 +37,7 @@ pub(crate) struct Started {
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub process: Process,
-    pub wait: SocketWait,
+    pub wait: (SocketWait, Duration),
     pub api: Api,
     boot_id: String,
 }
@@ -87,8 +88,10 @@ impl Started {
     /// Waits until it takes requests. When it fails, neither process nor socket is left.
     pub(crate) async fn ready(self) -> Result<Ready, LaunchError> {
         let Self { spec, process, boot_id, watch } = self;
+        let began = Instant::now();
         let connected = match ready::socket(&spec.dir, &process, &watch).await {
             Ok((stream, wait)) => {
+                let wait = (wait, began.elapsed());
                 let unreachable = |source| ControlError::Unreachable { socket: spec.dir.join(API_SOCKET), source };
                 Api::over(&spec.dir, stream).await.map(|api| (api, wait)).map_err(unreachable)
             }
@@ -102,6 +105,11 @@ impl Started {
 }
 
 impl Ready {
+    /// How its socket came to answer, and after how long.
+    pub(crate) fn waited(&self) -> (&SocketWait, Duration) {
+        (&self.wait.0, self.wait.1)
+    }
+
     pub(crate) fn seat(&self, spec: &LaunchSpec, ram: Ram, memory_inode: u64) -> Seat {
         Seat {
             pid: self.process.pid,
@@ -112,6 +120,7 @@ impl Ready {
             ram,
             memory_inode,
             memory: spec.machine.memory,
+            device_set: Some(device_set(&spec.machine)),
         }
     }
 }

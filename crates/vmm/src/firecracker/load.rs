@@ -67,8 +67,8 @@ fn check(spec: &LaunchSpec, from: &SavedState) -> Result<File, LaunchError> {
 }
 
 impl Loading {
-    pub(crate) fn wait(&self) -> &SocketWait {
-        &self.ready.wait
+    pub(crate) fn wait(&self) -> (&SocketWait, Duration) {
+        self.ready.waited()
     }
 
     /// Loads. When it fails, neither process nor socket is left.

@@ -25,6 +25,7 @@ use crate::file::open;
 use crate::process::{self, Process, Program};
 use crate::spec::{
     AGENT_SOCKET, LaunchSpec, MEMORY, Machine, Nic, OVERLAY, QMP_SOCKET, ROOTFS, Ram, SERIAL_LOG, Seat, VMM_LOG,
+    device_set,
 };
 use crate::{socket, sys};
 
@@ -131,6 +132,7 @@ pub(crate) async fn start(
             ram,
             memory_inode,
             memory: spec.machine.memory,
+            device_set: Some(device_set(&spec.machine)),
         };
         Ok((process, seat))
     });

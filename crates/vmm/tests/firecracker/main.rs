@@ -370,7 +370,8 @@ async fn the_socket_is_told_by_the_file_system(host: Host) {
     let bundle = host.standby(host.boot("web").await, "bundle").await;
     let (spec, state) = host.place(&bundle, "fork");
     let ready = host.launcher.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
-    let wait = ready.socket_wait().expect("it has a socket of its own").clone();
+    let (wait, _) = ready.socket_wait().expect("it has a socket of its own");
+    let wait = wait.clone();
     assert!(matches!(wait, SocketWait::Inotify | SocketWait::Immediate), "{wait:?}");
     let Loaded::Resumed(vmm) = ready.load(&LoadPlan::ResumeOnLoad).await.expect("loads") else { panic!("runs") };
     vmm.kill().await.expect("ends");
@@ -430,7 +431,7 @@ async fn every_way_to_fail_in_a_load_leaves_nothing() {
     let (spec, state) = host.place(&bundle, "late");
     host.faults(&spec, vec![fault(json!({ "on": "start", "do": { "delay_ms": 150 } }))]);
     let ready = host.launcher.start(&spec).await.expect("starts").ready(&state).await.expect("comes up");
-    assert_eq!(ready.socket_wait(), Some(&SocketWait::Inotify));
+    assert_eq!(ready.socket_wait().map(|(wait, _)| wait), Some(&SocketWait::Inotify));
     let Loaded::Resumed(vmm) = ready.load(&LoadPlan::ResumeOnLoad).await.expect("loads") else { panic!("runs") };
     answers(&vmm).await;
     vmm.kill().await.expect("ends");
