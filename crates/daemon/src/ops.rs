@@ -125,7 +125,7 @@ pub(crate) struct RevertPlan {
     pub(crate) target: Target,
 }
 
-pub(crate) use import::ImportPlan;
+pub(crate) use import::{ImportPlan, is_imported};
 
 /// Takes over a guest that was saved elsewhere: an operation on no instance.
 pub(crate) async fn import_guest(host: Arc<Host>, plan: ImportPlan) -> Result<SnapshotRecord, OpError> {

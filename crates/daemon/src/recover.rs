@@ -7,6 +7,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
 use hearth_model::error::io_kind;
 use hearth_model::recovery::{Observed, Recovery, recover};
@@ -23,6 +24,9 @@ use crate::ops::bundle::NOT_PUBLISHED;
 use crate::paths::InstanceDir;
 use crate::registry::Registry;
 use crate::run::blocking;
+
+/// So many instances are recovered at a time: what takes long is a guest that does not answer.
+const AT_ONCE: usize = 64;
 
 /// Brings every recorded instance under a driver.
 pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
@@ -43,12 +47,15 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
         forget_unpublished(host, id)?;
     }
     end_imports(host).await?;
-    for record in host.store.instances()? {
-        let (id, name) = (record.id.clone(), record.spec.name.clone());
-        if let Err(error) = recover_one(host, registry, record).await {
-            warn!(%id, %name, %error, "the instance could not be brought back under control");
-        }
-    }
+    // Guests that do not answer are waited for side by side.
+    stream::iter(host.store.instances()?)
+        .for_each_concurrent(AT_ONCE, |record| async move {
+            let (id, name) = (record.id.clone(), record.spec.name.clone());
+            if let Err(error) = recover_one(host, registry, record).await {
+                warn!(%id, %name, %error, "the instance could not be brought back under control");
+            }
+        })
+        .await;
     drop_orphans(host, registry)
 }
 
@@ -234,4 +241,52 @@ fn drop_orphans(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
+
+    use hearth_model::{Backend, ErrorKind};
+
+    use super::*;
+    use crate::world::World;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn guests_that_do_not_answer_are_waited_for_side_by_side() {
+        const GUESTS: usize = 6;
+        let mut world = World::with(Backend::QemuMicrovm, |config| config.timeouts.agent_s = 1).await;
+        for nth in 0..GUESTS {
+            world.create(&format!("web-{nth}")).await.expect("created");
+        }
+        world.mute.store(true, Ordering::Relaxed);
+        let began = Instant::now();
+        world.reborn().await;
+        let took = began.elapsed();
+        assert!(took >= Duration::from_secs(1), "none of them has answered: {took:?}");
+        assert!(took < Duration::from_secs(3), "one after another: {took:?}");
+        assert_eq!(world.registry.list().len(), GUESTS);
+        assert!(world.registry.list().iter().all(|view| *view.state() == InstanceState::Running));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_guest_with_the_devices_of_another_build_is_not_saved_and_runs_on() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        // As if this build launched other devices than the one that booted it.
+        let mut record = world.host.store.instance(web.id()).expect("readable").expect("recorded");
+        record.spec.vcpus += 1;
+        world.host.store.update_instance(&record).expect("stored");
+        world.reborn().await;
+        let before = world.at_rest().await;
+        let refused = world.get("web").standby().await.expect_err("it could not be restored");
+        assert_eq!(refused.kind, ErrorKind::Incompatible);
+        for word in ["1cpu", "2cpu", "could not be restored"] {
+            assert!(refused.to_string().contains(word), "{refused}");
+        }
+        assert!(refused.hint.expect("what to do").contains("hearth stop web"));
+        assert_eq!(world.at_rest().await, before);
+        assert_eq!(*world.get("web").view().state(), InstanceState::Running);
+    }
 }

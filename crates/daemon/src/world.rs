@@ -89,6 +89,11 @@ impl World {
 
     /// One whose instances are run by this backend, and brought back with the hatch open or closed.
     pub(crate) async fn on(backend: Backend, hatch: ResumeOnLoad) -> Self {
+        Self::with(backend, |config| config.firecracker.resume_on_load = hatch).await
+    }
+
+    /// One whose instances are run by this backend, with a configuration of its own.
+    pub(crate) async fn with(backend: Backend, configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let data = DataDir::new(dir.path().to_owned());
         for path in data.all() {
@@ -118,7 +123,7 @@ impl World {
             launcher: Launcher::Fake(fake_host(Arc::clone(&mute))),
         };
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-        config.firecracker.resume_on_load = hatch;
+        configure(&mut config);
         let network = FakeNetwork::new(&crate::networks::slots_config(&config));
         let networks = Networks::Slots(hearth_net::Network::Fake(network.clone()));
         let host = Host::new(config, data, store, vmms, networks).expect("a host");
@@ -245,14 +250,23 @@ impl World {
         }
     }
 
-    /// The world once the background has done its part: unchanged for a while, and every recorded
-    /// snapshot has its bundle and no other is there.
+    /// Whether no snapshot is there any more that is about to be removed in the background.
+    fn nothing_is_dropped(&self) -> bool {
+        let views = self.registry.list();
+        let snapshots = self.host.store.snapshots().expect("readable");
+        snapshots.into_iter().filter(|snapshot| snapshot.internal).all(|snapshot| {
+            views.iter().any(|view| *view.state() == InstanceState::Standby { snapshot: snapshot.id.clone() })
+        })
+    }
+
+    /// The world once the background has done its part: unchanged for a while, every recorded
+    /// snapshot has its bundle and no other is there, and none is kept for nobody.
     pub(crate) async fn at_rest(&self) -> Picture {
         let mut last = self.picture();
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let now = self.picture();
-            if now == last && now.snapshots.0 == now.snapshots.1 {
+            if now == last && now.snapshots.0 == now.snapshots.1 && self.nothing_is_dropped() {
                 return now;
             }
             last = now;

@@ -6,7 +6,7 @@
 
 use crate::fault::AdoptError;
 use crate::process;
-use crate::spec::{Machine, Seat};
+use crate::spec::{Machine, Nic, Seat};
 
 use hearth_model::Backend;
 use hearth_model::foreign::ForeignDevices;
@@ -33,12 +33,14 @@ pub fn launched_with(seat: &Seat, machine: &Machine) -> Result<String, AdoptErro
 /// past, and stays as it is whatever becomes of [`crate::device_set`].
 fn unrecorded(machine: &Machine, arguments: &[String]) -> String {
     let Machine { backend, accel, vcpus, memory, kernel: _, initrd: _, network, foreign } = machine;
-    let net = if *network { "+net" } else { "" };
+    // There were no taps then.
+    let network = *network != Nic::None;
+    let net = if network { "+net" } else { "" };
     let (version, channel) = match backend {
         Backend::Firecracker => (1, "vsock"),
         // The second set differs from the first in what its network card announces.
         Backend::QemuMicrovm | Backend::Qemu
-            if *network && !arguments.iter().any(|argument| argument.contains("guest_announce=off")) =>
+            if network && !arguments.iter().any(|argument| argument.contains("guest_announce=off")) =>
         {
             (1, "agent")
         }
@@ -62,6 +64,7 @@ mod tests {
     use crate::spec::Ram;
 
     fn machine(backend: Backend, network: bool) -> Machine {
+        let user = || Nic::User { ports: Vec::new(), closed: false };
         Machine {
             backend,
             accel: Accel::Tcg,
@@ -69,7 +72,7 @@ mod tests {
             memory: MemMib::new(256).expect("in range"),
             kernel: "/k".into(),
             initrd: None,
-            network,
+            network: network.then(user).unwrap_or_default(),
             foreign: None,
         }
     }

@@ -19,6 +19,6 @@ use crate::serve::App;
         content((String = "text/plain"), (String = "application/openmetrics-text")))))]
 pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let format = Format::wanted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
-    let text = app.host.metrics.text(format, &app.host.vmms.usable(), &app.registry.list());
+    let text = app.host.metrics.text(format, &app.host.vmms.usable(), &app.registry.list(), app.host.hatch.now());
     ([(CONTENT_TYPE, format.content_type())], text).into_response()
 }

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use hearth_api::ErrorBody;
 use hearth_api::instances::Instance;
 use hearth_api::snapshots::{CreateSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_model::ErrorKind;
 use hearth_store::lookup::{Called, Lookup};
 use hearth_store::{SnapshotRecord, lookup};
 
@@ -19,7 +20,7 @@ use super::observe::to_the_end;
 use super::view;
 use crate::error::OpError;
 use crate::handle::InstanceHandle;
-use crate::ops::{ImportPlan, SnapshotPlan, import_guest};
+use crate::ops::{ImportPlan, SnapshotPlan, import_guest, is_imported};
 use crate::registry::ambiguous;
 use crate::serve::App;
 
@@ -137,12 +138,29 @@ pub(super) async fn restore(
     Named((id, snapshot)): Named<(String, String)>,
     Body(request): Body<RestoreSnapshot>,
 ) -> Result<Json<Instance>, Failure> {
-    let instance = app.registry.resolve(&id)?;
+    let instance = app.registry.resolve(&id).map_err(|missing| no_place_for(&app, &snapshot, missing))?;
     let snapshot = resolve_of(&app, &instance, &snapshot)?;
     same_hypervisor(&snapshot, request.target_hypervisor.as_deref())?;
     let (registry, target) = (app.registry.clone(), request.target_state.map(target));
     let view = to_the_end(async move { registry.revert(&instance, &snapshot, target).await }).await?;
     Ok(Json(view::instance(&view)))
+}
+
+/// Why there is no instance for a snapshot to be put in the place of, if that is why it is missing.
+fn no_place_for(app: &App, snapshot: &str, missing: OpError) -> OpError {
+    let Ok(Lookup::Found(snapshot)) = app.host.store.find_snapshot(snapshot) else { return missing };
+    if missing.kind != ErrorKind::NotFound || app.registry.resolve(snapshot.source_instance.as_str()).is_ok() {
+        return missing;
+    }
+    let name = snapshot.name.as_ref().map_or(snapshot.id.as_str(), |name| name.as_str());
+    let why = if is_imported(&snapshot) {
+        format!("snapshot {name} was imported: there is no instance that it was taken of")
+    } else {
+        format!("instance {}, which snapshot {name} was taken of, is no more", snapshot.source_name)
+    };
+    OpError::new(ErrorKind::NotFound, why)
+        .hinted(format!("make a new instance of it: `hearth snapshot fork {name} NAME`"))
+        .about("snapshot", snapshot.id.as_str())
 }
 
 /// The snapshot that a text means.

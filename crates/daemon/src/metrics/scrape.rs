@@ -2,6 +2,7 @@
 //!
 //! No VMM is asked for anything, and nothing is kept: two that ask at once do not disturb each other.
 
+use hearth_model::load::ResumeOnLoad;
 use hearth_model::{Backend, Op, Phase};
 use procfs::WithCurrentSystemInfo as _;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -20,9 +21,16 @@ const STATES: [&str; 4] = ["running", "standby", "stopped", "failed"];
 
 impl Metrics {
     /// Everything, as text. `backends` are those that an instance can have here.
-    pub(crate) fn text(&self, format: Format, backends: &[Backend], instances: &[InstanceView]) -> String {
+    pub(crate) fn text(
+        &self,
+        format: Format,
+        backends: &[Backend],
+        instances: &[InstanceView],
+        resume_on_load: ResumeOnLoad,
+    ) -> String {
         let mut now = Registry::default();
         build(&mut now);
+        hatch(&mut now, resume_on_load);
         count_instances(&mut now, backends, instances);
         if let Err(error) = process(&mut now) {
             debug!(%error, "this process's own figures could not be read");
@@ -43,6 +51,14 @@ fn build(registry: &mut Registry) {
     let info = Family::<BuildLabels, Gauge>::default();
     info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
     registry.register("hearth_build_info", "Always 1; the daemon's version is the label", info);
+}
+
+fn hatch(registry: &mut Registry, resume_on_load: ResumeOnLoad) {
+    registry.register(
+        "hearth_resume_on_load_enabled",
+        "1 if a restore that begins now resumes its guest inside the load, 0 if the escape hatch is closed",
+        ConstGauge::new(u64::from(resume_on_load == ResumeOnLoad::On)),
+    );
 }
 
 fn count_instances(registry: &mut Registry, backends: &[Backend], instances: &[InstanceView]) {

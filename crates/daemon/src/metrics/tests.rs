@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::*;
+use hearth_model::load::ResumeOnLoad;
 
 fn metrics() -> Metrics {
     Metrics::new(Backend::ALL)
 }
 
 fn text(metrics: &Metrics) -> String {
-    metrics.text(Format::Plain, &Backend::ALL, &[])
+    metrics.text(Format::Plain, &Backend::ALL, &[], ResumeOnLoad::On)
 }
 
 /// The value of a series, given as it stands in the text.
@@ -145,5 +146,8 @@ fn the_processs_figures_are_plausible() {
     let started = value(&text, "process_start_time_seconds").expect("there");
     // A test process is younger than a day, and the kernel's boot time is rounded to seconds.
     assert!(started < now + 2.0 && started > now - 86_400.0, "{started} {now}");
+    assert_eq!(value(&text, "hearth_resume_on_load_enabled"), Some(1.0));
+    let closed = metrics().text(Format::Plain, &Backend::ALL, &[], ResumeOnLoad::Off);
+    assert_eq!(value(&closed, "hearth_resume_on_load_enabled"), Some(0.0));
     assert_eq!(value(&text, &format!("hearth_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), Some(1.0));
 }

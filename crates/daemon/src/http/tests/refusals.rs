@@ -1,6 +1,7 @@
 //! What is refused: status, code, and words that help.
 
 use hearth_api::headers::{REQUEST_ID, SHOULD_RETRY};
+use hearth_api::instances::DeleteInstance;
 use hearth_api::unsupported::{self, Field, Nothing};
 use serde_json::json;
 
@@ -130,6 +131,28 @@ async fn fields_that_are_not_acted_on_are_refused_and_change_nothing() {
         server.client.instance("web").await.expect("there").state,
         hearth_api::instances::InstanceState::Running
     );
+}
+
+#[tokio::test]
+async fn a_snapshot_of_no_instance_says_so_and_what_to_do() {
+    let server = Server::new().await;
+    let imported = server.world.import("theirs").await.expect("imported");
+    let web = server.create("web").await;
+    let answer = server.send("POST /instances/web/snapshots", r#"{"kind":"Standby","name":"warm"}"#).await;
+    assert_eq!(answer.status, 201, "{}", answer.body);
+    server.client.delete_instance("web", &DeleteInstance::default()).await.expect("removed");
+    for (instance, snapshot, says) in [
+        (imported.source_instance.as_str(), "theirs", "was imported"),
+        (&web.id, "warm", "instance web, which snapshot warm was taken of, is no more"),
+    ] {
+        let answer = server.send(&format!("POST /instances/{instance}/snapshots/{snapshot}/restore"), "{}").await;
+        assert_eq!(answer.status, 404, "{}", answer.body);
+        let error = answer.error();
+        assert!(error.message.contains(says), "{}", error.message);
+        assert!(error.hint.expect("a hint").contains(&format!("hearth snapshot fork {snapshot}")));
+    }
+    let error = server.send("POST /instances/nope/snapshots/nope/restore", "{}").await.error();
+    assert!(error.message.contains("no instance \"nope\""), "{}", error.message);
 }
 
 #[tokio::test]
