@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ use crate::workspace::Workspace;
 /// Where the static busybox is.
 const BUSYBOX: &str = "/bin/busybox";
 const IMAGE: &str = "idle";
+/// What the daemon says in the moment in which a load has returned and the guest runs.
+const RESUMED: &str = "resumed during snapshot load";
 /// Of the file that XFS is made in; it is sparse.
 const XFS_BYTES: u64 = 8 << 30;
 
@@ -84,7 +88,8 @@ impl Ground {
         write_image(&layout)?;
         let mut settings = vec![
             ("HEARTH_KERNEL_DIR", workspace.target.join("hearth-kernel").into_os_string()),
-            ("HEARTH_LOG", "warn".into()),
+            // Of what goes well, it says when a guest was resumed.
+            ("HEARTH_LOG", "warn,hearth_daemon::ops::bring_back=info".into()),
         ];
         settings.extend(wanted.settings.iter().cloned());
         let daemon = Daemon::start(hearth, &data, &settings)?;
@@ -130,6 +135,24 @@ impl Ground {
         let waited = client.get(&format!("/instances/{name}/wait?state=Running&timeout=2m"))?.body;
         ensure!(waited["state"] == "Running", "{name} does not boot: {waited}");
         Arguments::of(self.vmm(text(&made, "id")?)?)
+    }
+
+    /// How long after `since` the guest of that name was resumed inside its load, as the daemon's log
+    /// says.
+    pub fn resumed_after(&self, name: &str, since: SystemTime) -> Result<Duration> {
+        let path = self.data.join("daemon.log");
+        let until = Instant::now() + Duration::from_secs(2);
+        loop {
+            let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            let named = format!("name={name}}}");
+            let resumed = log.lines().rev().filter(|line| line.contains(RESUMED) && line.contains(&named));
+            if let Some(after) = resumed.filter_map(|line| after(line, since)).next() {
+                return Ok(after);
+            }
+            // It comes through a pipe, and may be behind the answer.
+            ensure!(Instant::now() < until, "{} does not say that {name} was resumed", path.display());
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The directory of an instance.
@@ -231,6 +254,23 @@ impl Drop for Root {
     }
 }
 
+/// How long after `since` a line of the log was written, which begins with its time; none of a line
+/// from before.
+fn after(line: &str, since: SystemTime) -> Option<Duration> {
+    // 2026-11-24T12:00:00.123456Z, and colours before it on a terminal, which the log is not.
+    let (_, time) = line.split_once(' ')?.0.strip_suffix('Z')?.split_once('T')?;
+    let mut parts = time.split(':');
+    let mut whole = || parts.next()?.parse::<f64>().ok();
+    let logged = Duration::try_from_secs_f64(whole()? * 3600.0 + whole()? * 60.0 + whole()?).ok()?;
+    let day = Duration::from_secs(24 * 60 * 60);
+    let since = since.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let since =
+        Duration::from_secs(since.as_secs() % day.as_secs()) + Duration::from_nanos(since.subsec_nanos().into());
+    // Over midnight the time of day begins anew.
+    let after = if logged >= since { logged - since } else { (logged + day).checked_sub(since)? };
+    (after < day / 2).then_some(after)
+}
+
 /// A text field of an answer.
 pub fn text<'a>(answer: &'a Value, field: &str) -> Result<&'a str> {
     answer[field].as_str().with_context(|| format!("there is no {field} in {answer}"))
@@ -265,5 +305,23 @@ fn remove(dir: &Path) -> Result<()> {
             Err(error).with_context(|| format!("remove {}", dir.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_is_told_in_time_from_one_before_also_over_midnight() {
+        let at = |seconds: u64, micros: u64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400 + seconds) + Duration::from_micros(micros)
+        };
+        let line = "2026-11-24T12:00:01.000250Z  INFO instance{id=x name=web}: VM was resumed";
+        assert_eq!(after(line, at(12 * 3600, 999_000)), Some(Duration::from_micros(1250)));
+        assert_eq!(after(line, at(12 * 3600 + 2, 0)), None, "it is from before");
+        let midnight = "2026-11-25T00:00:00.001000Z  INFO";
+        assert_eq!(after(midnight, at(86_399, 999_000)), Some(Duration::from_millis(2)));
+        assert_eq!(after("no time at all", at(0, 0)), None);
     }
 }

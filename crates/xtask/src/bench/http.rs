@@ -1,12 +1,12 @@
 //! The smallest HTTP client that measures: one connection, one request at a time, JSON bodies.
 //!
 //! In: a path and perhaps a body. Out: the answer, and the time from the request's first byte
-//! written to the answer's last byte read. Not here: anything that the daemon under test does not
+//! written to the answer's last byte read, and when it was written. Not here: anything that the daemon under test does not
 //! do, such as chunked answers, redirects or TLS.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -24,6 +24,8 @@ pub struct Answer {
     /// `null` if there was none.
     pub body: Value,
     pub took: Duration,
+    /// When the request's first byte was written, by the clock that logs have.
+    pub sent: SystemTime,
 }
 
 impl Client {
@@ -55,7 +57,7 @@ impl Client {
             self.host,
             body.len()
         );
-        let began = Instant::now();
+        let (began, sent) = (Instant::now(), SystemTime::now());
         let answer = self.exchange(request.as_bytes()).with_context(|| format!("{method} {path}"));
         let took = began.elapsed();
         let (status, bytes) = answer?;
@@ -67,7 +69,7 @@ impl Client {
         } else {
             serde_json::from_slice(&bytes).with_context(|| format!("read the answer to {method} {path}"))?
         };
-        Ok(Answer { body, took })
+        Ok(Answer { body, took, sent })
     }
 
     fn exchange(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>)> {

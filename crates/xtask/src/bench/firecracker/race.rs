@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -35,6 +36,8 @@ const LOAD: Load = Load { wait: Wait::Inotify, track_dirty_pages: TRACK_DIRTY_PA
 struct Race {
     /// From the request's first byte to the answer's last.
     answered: Samples,
+    /// From the request's first byte to a guest that runs.
+    running: Samples,
     /// End points A and B, from the operation's begin.
     loaded: Samples,
     resumed: Samples,
@@ -49,7 +52,7 @@ struct Race {
 }
 
 impl Race {
-    fn product(&mut self, Taken { took, operation }: &Taken) -> Result<()> {
+    fn product(&mut self, (Taken { took, operation }, running): &(Taken, Duration)) -> Result<()> {
         let took = took.as_secs_f64() * 1000.0;
         let (mut own, mut outside) = (took, took);
         // Steps may overlap: what two of them share is counted once.
@@ -77,6 +80,7 @@ impl Race {
         }
         let loaded = loaded.context("a guest is brought back by a load")?;
         self.answered.push(took);
+        self.running.time(*running);
         self.loaded.push(loaded);
         self.resumed.push(resumed.unwrap_or(loaded));
         self.own.push(own);
@@ -96,6 +100,7 @@ impl Race {
             many => format!("{verb}, {many} at once"),
         };
         figures.times(&format!("{verb}: product, request to answer"), &self.answered);
+        figures.times(&format!("{verb}: product, request to resumed"), &self.running);
         figures.times(&format!("{verb}:   A, load returned"), &self.loaded);
         figures.times(&format!("{verb}:   B, resumed"), &self.resumed);
         for name in &self.order {
@@ -107,7 +112,7 @@ impl Race {
         figures.times(&format!("{verb}:   until its socket answers"), &self.floor_up);
         figures.times(&format!("{verb}:   PUT /snapshot/load"), &self.floor_load);
         let floor = self.floor.median();
-        for (what, product) in [("operation to resumed", &self.resumed), ("request to answer", &self.answered)] {
+        for (what, product) in [("request to resumed", &self.running), ("request to answer", &self.answered)] {
             let product = product.median();
             let ratio = product / floor.max(0.001);
             figures.target(
@@ -211,7 +216,7 @@ pub fn two_step(open: &Ground, closed: &Ground, often: Often<'_>, figures: &mut 
     let mut took = [Samples::default(), Samples::default()];
     for round in 0..often.n + WARM_UP {
         for which in in_order(round) {
-            let taken = restored(grounds[which], "steps")?;
+            let taken = timed_restore(grounds[which], "steps")?;
             clients[which].post("/instances/steps/standby", None)?;
             if round >= WARM_UP {
                 took[which].time(taken.took);
@@ -241,8 +246,8 @@ pub fn fork_of_a_dirty_overlay(ground: &Ground, often: Often<'_>, figures: &mut 
     for round in 0..often.n + WARM_UP {
         for which in in_order(round) {
             let (samples, taken) = match which {
-                0 => (&mut restores, restored(ground, "clean")?),
-                _ => (&mut forks, forked(ground, "dirty", "of-dirty")?),
+                0 => (&mut restores, restored(ground, "clean")?.0),
+                _ => (&mut forks, forked(ground, "dirty", "of-dirty")?.0),
             };
             match which {
                 0 => drop(client.post("/instances/clean/standby", None)?),
@@ -277,17 +282,27 @@ pub fn arguments(ground: &Ground, client: &mut Client, source: &Source) -> Resul
     Ok(arguments)
 }
 
-fn restored(ground: &Ground, name: &str) -> Result<Taken> {
+/// What a restore took, and how long after its request the guest ran.
+fn restored(ground: &Ground, name: &str) -> Result<(Taken, Duration)> {
+    let mut client = ground.client()?;
+    let answer = client.post(&format!("/instances/{name}/restore"), None)?;
+    let running = ground.resumed_after(name, answer.sent)?;
+    Ok((taken(&mut client, name, answer.took)?, running))
+}
+
+/// The same of a daemon that may resume in a step of its own, and does not log it then.
+fn timed_restore(ground: &Ground, name: &str) -> Result<Taken> {
     let mut client = ground.client()?;
     let answer = client.post(&format!("/instances/{name}/restore"), None)?;
     taken(&mut client, name, answer.took)
 }
 
-fn forked(ground: &Ground, source: &str, name: &str) -> Result<Taken> {
+fn forked(ground: &Ground, source: &str, name: &str) -> Result<(Taken, Duration)> {
     let mut client = ground.client()?;
     let request = json!({ "name": name, "target_state": "Running" });
     let answer = client.post(&format!("/instances/{source}/fork"), Some(&request))?;
-    taken(&mut client, name, answer.took)
+    let running = ground.resumed_after(name, answer.sent)?;
+    Ok((taken(&mut client, name, answer.took)?, running))
 }
 
 fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
