@@ -194,7 +194,7 @@ pub(super) async fn save(
 /// A guest whose VMM an older build launched may have other devices than it would be loaded with: its
 /// memory is better kept where it is than in a snapshot that nobody here can restore.
 fn would_load_here(host: &Host, subject: &Subject, vmm: &Vmm) -> Result<(), OpError> {
-    let machine = host.machine(&subject.record.spec, BootFiles::default());
+    let machine = host.machine_of(&subject.record.spec);
     let (has, would_have) = (hearth_vmm::launched_with(vmm.seat(), &machine)?, hearth_vmm::device_set(&machine));
     if has == would_have {
         return Ok(());
@@ -203,8 +203,8 @@ fn would_load_here(host: &Host, subject: &Subject, vmm: &Vmm) -> Result<(), OpEr
     Err(OpError::new(
         ErrorKind::Incompatible,
         format!(
-            "instance {name} runs with the devices of another version of hearth ({has}): what is saved of it now \
-             could not be restored here ({would_have})"
+            "instance {name} runs with the devices of another version of hearth, or of another network.mode \
+             ({has}): what is saved of it now could not be restored here ({would_have})"
         ),
     )
     .hinted(format!("`hearth stop {name} && hearth start {name}` boots it with the present ones"))
