@@ -118,6 +118,14 @@ impl Place {
         self.run(|| Ok(Nft::load()?.run("list ruleset")?))
     }
 
+    /// Changes rules, by commands as `nft` takes them.
+    ///
+    /// # Errors
+    /// There is no library, or the kernel refused.
+    pub fn set_rules(&self, commands: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.run(|| Ok(Nft::load()?.run(commands).map(drop)?))
+    }
+
     /// What passes the devices of this place from now on.
     ///
     /// # Errors

@@ -7,19 +7,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use hearth_model::Kind;
 use hearth_model::network::Protocol;
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::fault::{During, NetError};
+use crate::foreign::{self, ForeignError};
 use crate::netlink::Rtnl;
 use crate::netns;
+use crate::nft::Nft;
+use crate::rule_changes::RuleChanges;
 use crate::ruleset::{self, HostRules, PublishedPort};
 use crate::slot::{self, Ground};
 use crate::spec::{NetConfig, NetSeat};
 use crate::tag::Tag;
 
+/// How long other people's changes of rules are given to become whole.
+const CHANGES: Duration = Duration::from_millis(200);
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
 /// Prepares the host. Returns a number above those of all slots that are left.
@@ -38,10 +46,66 @@ pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) ->
 /// have come to need it.
 pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground) -> Result<(), NetError> {
     let tag = ground.tag.to_string();
+    foreign::withdraw(ground.nft, &tag).unwrap_or_else(|error| say(&error));
     let removed = ground.nft.run(&ruleset::remove_host(&tag)).map(drop);
     removed.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })?;
     let cidr = cidr.trunc();
     ground.outside.remove_unreachable(cidr).during("remove the route to", || cidr.to_string())
+}
+
+/// Lets instances through other people's chains that refuse to forward, now and whenever somebody
+/// writes those anew; or says what the user has to do about them. Needs a tokio runtime.
+pub(crate) fn admit(config: &NetConfig, ground: &Ground) -> Option<AbortOnDropHandle<()>> {
+    let (nft, tag) = (ground.nft, ground.tag.to_string());
+    if !config.admit_in_foreign_chains {
+        match foreign::find(nft, &tag) {
+            Ok(chains) => chains.iter().filter(|chain| !chain.admits()).for_each(|chain| {
+                let advice = chain.advice(&tag);
+                tracing::warn!(%chain, advice, "instances reach nobody: a chain refuses to forward, and the configuration lets the daemon add nothing to it");
+            }),
+            Err(error) => say(&error),
+        }
+        return None;
+    }
+    // Listened to first, so that no change is missed.
+    let changes = RuleChanges::listen();
+    admit_now(nft, &tag);
+    match changes {
+        Ok(mut changes) => Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            while changes
+                .changed()
+                .await
+                .inspect_err(|error| tracing::warn!(%error, "listen to changes of rules"))
+                .is_ok()
+            {
+                // Who writes a table anew changes much at once.
+                tokio::time::sleep(CHANGES).await;
+                let tag = tag.clone();
+                if tokio::task::spawn_blocking(move || admit_now(nft, &tag)).await.is_err() {
+                    return;
+                }
+            }
+        }))),
+        Err(error) => {
+            tracing::warn!(%error, "listen to changes of rules");
+            None
+        }
+    }
+}
+
+/// Instances run without it, if nobody is in their way: so it is said, and not fatal.
+fn admit_now(nft: Nft, tag: &str) {
+    match foreign::admit(nft, tag) {
+        Ok(chains) => chains.iter().for_each(|chain| {
+            tracing::info!(%chain, "let instances through a chain that refuses to forward");
+        }),
+        Err(error) => say(&error),
+    }
+}
+
+fn say(error: &ForeignError) {
+    let (hint, error) = (error.hint(), hearth_model::error::chain(error));
+    tracing::warn!(error, hint, "instances may reach nobody");
 }
 
 /// An address or a route of somebody else's in our range would be unreachable, or would be ours.

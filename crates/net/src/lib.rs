@@ -20,6 +20,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nft;
+mod rule_changes;
 mod ruleset;
 mod slot;
 mod slots;

@@ -9,15 +9,17 @@
 //! number, so whatever was made can be removed without knowing how far it came.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hearth_model::Network;
-use hearth_model::network::{Egress, inner};
+use hearth_model::network::{Destination, Egress, inner};
 use ipnet::Ipv4Net;
 
 use crate::bandwidth::token_bucket;
+use crate::dns::{Forwarder, Policy, Served, Sockets};
 use crate::fault::{During, NetError};
 use crate::netlink::{Link, Rtnl};
 use crate::netns;
@@ -29,6 +31,7 @@ use crate::tag::Tag;
 
 /// The device that leads to the host, in every slot.
 const UP: &str = "up0";
+const DNS_PORT: u16 = 53;
 /// The tap's own address, the same in every slot: a guest that was saved in one and wakes up in
 /// another sends to the gateway whose address it learned in the first. It is QEMU's for it.
 const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
@@ -58,7 +61,10 @@ pub(crate) struct Slot {
     tap: u32,
     up: u32,
     host_link: u32,
-    rules: Mutex<Session>,
+    /// Of its namespace's rules.
+    rules: Arc<Mutex<Session>>,
+    /// The guest's name server, until somebody serves it.
+    name_server: Mutex<Option<Sockets>>,
 }
 
 impl Slot {
@@ -129,6 +135,28 @@ impl Slot {
         self.set_open(false)?;
         let removed = ground.outside.remove_host_route(address, self.host_link);
         removed.during("remove the route to", || address.to_string())
+    }
+
+    /// Answers the guest's questions from now on, until the answer is dropped. Only once.
+    pub(crate) fn serve_names(&self, forwarder: &Forwarder, egress: &Egress) -> io::Result<Served> {
+        let policy = match egress {
+            Egress::Open => Policy::Open,
+            Egress::None => Policy::None,
+            Egress::Only(destinations) => {
+                let names = destinations.iter().filter_map(|destination| match destination {
+                    Destination::Net(_) => None,
+                    Destination::Name(name) => Some(name.clone()),
+                });
+                let rules = Arc::clone(&self.rules);
+                let admit = move |addresses: &[(Ipv4Addr, Duration)]| {
+                    let mut session = rules.lock().unwrap_or_else(PoisonError::into_inner);
+                    session.run(&ruleset::admit(addresses)).map(drop)
+                };
+                Policy::only(names.collect(), Arc::new(admit))
+            }
+        };
+        let sockets = self.name_server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        forwarder.serve(sockets.ok_or(io::ErrorKind::AlreadyExists)?, policy)
     }
 
     pub(crate) fn usage(&self) -> Option<Usage> {
@@ -209,7 +237,18 @@ fn make(ground: &Ground, number: u32) -> Result<Slot, NetError> {
     let up = steps.run(|| device(UP))?.index;
     steps.run(|| inside.set_up(up, true).during("set up", || in_place(UP)))?;
     steps.run(|| inside.add_default_route(*gateway, up).during("add the default route", place))?;
-    Ok(Slot { number, netns: Arc::new(netns), inside, tap, up, host_link, rules: Mutex::new(rules) })
+    let dns = || in_place(&format!("{}:{DNS_PORT}", inner::DNS));
+    let name_server = steps.run(|| listen_for_questions().during("listen at", dns))?;
+    Ok(Slot {
+        number,
+        netns: Arc::new(netns),
+        inside,
+        tap,
+        up,
+        host_link,
+        rules: Arc::new(Mutex::new(rules)),
+        name_server: Mutex::new(Some(name_server)),
+    })
 }
 
 fn find(ground: &Ground, number: u32) -> Result<Slot, NetError> {
@@ -221,8 +260,24 @@ fn find(ground: &Ground, number: u32) -> Result<Slot, NetError> {
     let inside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
     let tap = device(&inside, inner::TAP, number)?.index;
     let up = device(&inside, UP, number)?.index;
+    let dns = || format!("{}:{DNS_PORT} in {name}", inner::DNS);
+    let name_server = listen_for_questions().during("listen at", dns)?;
     let rules = ground.nft.session().map_err(|source| NetError::Rules { of: name, source })?;
-    Ok(Slot { number, netns: Arc::new(netns), inside, tap, up, host_link, rules: Mutex::new(rules) })
+    Ok(Slot {
+        number,
+        netns: Arc::new(netns),
+        inside,
+        tap,
+        up,
+        host_link,
+        rules: Arc::new(Mutex::new(rules)),
+        name_server: Mutex::new(Some(name_server)),
+    })
+}
+
+fn listen_for_questions() -> io::Result<Sockets> {
+    let at = (inner::DNS, DNS_PORT);
+    Ok(Sockets { udp: UdpSocket::bind(at)?, tcp: TcpListener::bind(at)? })
 }
 
 fn device(inside: &Rtnl, name: &str, slot: u32) -> Result<Link, NetError> {

@@ -7,15 +7,17 @@
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use hearth_model::InstanceId;
+use hearth_model::{InstanceId, InstanceName};
 use rustix::thread::CapabilitySet;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use crate::dns::{Directory, Forwarder, Served};
 use crate::fault::{During, Impossible, NetError};
 use crate::host;
 use crate::lease::{Leases, host_address};
@@ -47,8 +49,12 @@ struct Inner {
     config: NetConfig,
     ground: Arc<Ground>,
     state: Mutex<State>,
+    names: Directory,
+    forwarder: Forwarder,
     /// What is made and removed in the background.
     background: TaskTracker,
+    /// Sees to it that other people's rules let instances through.
+    _admitting: Option<AbortOnDropHandle<()>>,
     /// Held as long as this is: no other process uses the same names.
     _tag: UnixDatagram,
 }
@@ -70,7 +76,10 @@ struct State {
 #[derive(Debug)]
 struct Instance {
     address: Ipv4Addr,
+    name: InstanceName,
     ports: Vec<PublishedPort>,
+    /// What answers its questions for names.
+    served: Option<Served>,
     /// `None` while it is being taken.
     slot: Option<Arc<Slot>>,
     /// Its gate is going to be opened soon.
@@ -132,6 +141,9 @@ impl Slots {
         state.busy = Instant::now();
         if let Some(instance) = state.instances.get_mut(id) {
             instance.on_its_way = false;
+            if open && done.is_ok() {
+                self.0.names.insert(&instance.name, instance.address);
+            }
         }
         done
     }
@@ -238,9 +250,25 @@ impl State {
             outer: wish.address,
             guest: port.guest,
         });
-        let instance = Instance { address: wish.address, ports: ports.collect(), slot: None, on_its_way: true };
+        let instance = Instance {
+            address: wish.address,
+            name: wish.name.clone(),
+            ports: ports.collect(),
+            served: None,
+            slot: None,
+            on_its_way: true,
+        };
         self.instances.insert(wish.id.clone(), instance);
         Ok(())
+    }
+
+    /// Fills the place that was reserved for an instance, or lets it go.
+    fn settle(&mut self, id: &InstanceId, slot: Result<(Slot, Served), NetError>) -> Result<Arc<OwnedFd>, NetError> {
+        let (slot, served) = slot.inspect_err(|_| drop(self.instances.remove(id)))?;
+        let netns = Arc::clone(&slot.netns);
+        let instance = self.instances.get_mut(id).expect("reserved before, and only then removed");
+        (instance.slot, instance.served) = (Some(Arc::new(slot)), Some(served));
+        Ok(netns)
     }
 }
 
@@ -274,6 +302,9 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         steps: Steps::default(),
     };
     let next = host::prepare(&config, &ground, owned)?;
+    let admitting = host::admit(&config, &ground);
+    let names = Directory::new(config.cidr);
+    let forwarder = Forwarder::new(config.dns.clone(), names.clone());
     let state = State {
         leases,
         instances: HashMap::new(),
@@ -287,7 +318,10 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         config,
         ground: Arc::new(ground),
         state: Mutex::new(state),
+        names,
+        forwarder,
         background: TaskTracker::new(),
+        _admitting: admitting,
         _tag: lock,
     })))
 }
@@ -313,22 +347,22 @@ fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
     };
     let made = if waiting.is_some() { Made::Ahead } else { Made::Inline };
     let taken = waiting.map_or_else(|| Slot::make(&inner.ground, number), Ok).and_then(|slot| {
-        let dressed = slot.dress(&inner.ground, wish.address, &wish.network).and_then(|()| publish(inner, wish));
-        dressed.map(|()| slot).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+        let dressed = slot.dress(&inner.ground, wish.address, &wish.network);
+        let moved_in = dressed.and_then(|()| move_in(inner, wish, slot));
+        moved_in.inspect_err(|_| slot::remove_or_say(&inner.ground, number))
     });
-    let mut state = inner.lock();
-    match taken {
-        Ok(slot) => {
-            let netns = Arc::clone(&slot.netns);
-            let instance = state.instances.get_mut(&wish.id).expect("reserved above, and only then removed");
-            instance.slot = Some(Arc::new(slot));
-            Ok(Taken { seat: NetSeat { slot: number, address: wish.address }, netns, made })
-        }
-        Err(error) => {
-            state.instances.remove(&wish.id);
-            Err(error)
-        }
-    }
+    let netns = inner.lock().settle(&wish.id, taken)?;
+    Ok(Taken { seat: NetSeat { slot: number, address: wish.address }, netns, made })
+}
+
+/// What a slot's instance needs of the daemon: answers to its questions, and its published ports.
+fn move_in(inner: &Inner, wish: &Wish, slot: Slot) -> Result<(Slot, Served), NetError> {
+    let served = inner.ground.steps.run(|| {
+        let served = slot.serve_names(&inner.forwarder, &wish.network.egress);
+        served.during("answer at", || format!("port 53 of slot {}", slot.number))
+    })?;
+    publish(inner, wish)?;
+    Ok((slot, served))
 }
 
 fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
@@ -336,12 +370,13 @@ fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
     let Some((address, Some(slot))) = found else { return Ok(()) };
     slot.cut_off(&inner.ground, address)?;
     unpublish(inner, id)?;
-    drop(slot);
     // Whoever asks for its usage right now lets go of it soon.
-    let released = inner.lock().instances.remove(id).and_then(|instance| instance.slot);
-    if let Some(slot) = released {
-        remove_later(inner, slot);
+    if let Some(instance) = inner.lock().instances.remove(id) {
+        inner.names.remove(&instance.name, address);
+        drop(instance.served);
+        drop(instance.slot);
     }
+    remove_later(inner, slot);
     Ok(())
 }
 
@@ -354,22 +389,14 @@ fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError
     }
     let found = Slot::find(&inner.ground, seat.slot).and_then(|slot| {
         slot.redress(&inner.ground, wish.address)?;
-        publish(inner, &wish)?;
-        Ok(slot)
+        move_in(inner, &wish, slot)
     });
     let mut state = inner.lock();
-    match found {
-        Ok(slot) => {
-            let instance = state.instances.get_mut(&wish.id).expect("reserved above, and only then removed");
-            instance.slot = Some(Arc::new(slot));
-            instance.on_its_way = false;
-            Ok(())
-        }
-        Err(error) => {
-            state.instances.remove(&wish.id);
-            Err(error)
-        }
-    }
+    state.settle(&wish.id, found)?;
+    let instance = state.instances.get_mut(&wish.id).expect("settled just now");
+    instance.on_its_way = false;
+    inner.names.insert(&wish.name, wish.address);
+    Ok(())
 }
 
 /// Opens the instance's published ports; all of them or none.

@@ -329,3 +329,121 @@ fn a_guest_does_not_reach_the_host_s_own_ports_but_those_it_may() {
         host.release(&web.wish.id);
     });
 }
+
+/// A question for the address of a name.
+fn question(name: &str) -> Vec<u8> {
+    let mut packet = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        packet.push(u8::try_from(label.len()).expect("short"));
+        packet.extend_from_slice(label.as_bytes());
+    }
+    packet.extend_from_slice(&[0, 0, 1, 0, 1]);
+    packet
+}
+
+/// What the guest's name server answers: a code, and the last address, if there is any.
+fn ask(from: &Place, name: &str) -> (u8, Option<Ipv4Addr>) {
+    from.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set");
+        socket.send_to(&question(name), at(inner::DNS, 53)).expect("sent");
+        let mut answer = [0; 512];
+        let length = socket.recv(&mut answer).expect("an answer");
+        let address = answer[..length].last_chunk::<4>().map(|octets| Ipv4Addr::from(*octets));
+        (answer[3] & 0xf, address.filter(|_| answer[7] > 0))
+    })
+}
+
+/// The code that says that a question is not answered to whoever asks.
+const REFUSED: u8 = 5;
+
+/// A name server for whom every name stands for one address.
+fn answer_all(at: &Place, with: Ipv4Addr) {
+    let socket = at.run(|| UdpSocket::bind((SERVER, 53))).expect("bound");
+    thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            let end = 12 + packet[12..length].iter().position(|byte| *byte == 0).expect("a name") + 5;
+            let mut answer = packet[..end].to_vec();
+            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+            answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4]);
+            answer.extend_from_slice(&with.octets());
+            if socket.send_to(&answer, from).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn names_lead_to_instances_and_only_where_egress_allows() {
+    on_a_host(2, |host| {
+        host.config.isolated = false;
+        host.config.dns = vec![SocketAddr::V4(at(SERVER, 53))];
+        host.open(&[]);
+        let internet = internet(host);
+        serve(&internet, 80, "internet");
+        answer_all(&internet, SERVER);
+        let web = host.instance("web", Wanted::default());
+        web.serve(80);
+        let listed = Egress::Only(vec!["*.example.com".parse().expect("a pattern")]);
+        let picky = host.instance("picky", Wanted { egress: listed, ..Wanted::default() });
+        let silent = host.instance("silent", Wanted { egress: Egress::None, ..Wanted::default() });
+
+        // Instances by name, from one that may reach all.
+        assert_eq!(ask(web.guest.place(), "picky"), (0, Some(picky.wish.address)));
+        assert_eq!(ask(web.guest.place(), "web.hearth.internal"), (0, Some(web.wish.address)));
+        assert_eq!(ask(web.guest.place(), "www.example.org"), (0, Some(SERVER)));
+        assert_eq!(ask(silent.guest.place(), "www.example.com").0, REFUSED);
+
+        // An address of a name on the list is reached once it was asked for, and not before.
+        assert_eq!(refused(picky.guest.place(), at(SERVER, 80)), io::ErrorKind::ConnectionRefused);
+        assert_eq!(ask(picky.guest.place(), "www.example.org").0, REFUSED);
+        assert_eq!(refused(picky.guest.place(), at(SERVER, 80)), io::ErrorKind::ConnectionRefused);
+        assert_eq!(ask(picky.guest.place(), "www.example.com"), (0, Some(SERVER)));
+        assert!(get(picky.guest.place(), at(SERVER, 80)).expect("reached").starts_with("internet to "));
+
+        // Another daemon goes on with it.
+        let seats = [&web, &picky, &silent].map(|one| one.seat.clone());
+        host.die();
+        host.open(&seats);
+        for one in [&web, &picky, &silent] {
+            host.runtime.block_on(host.network().adopt(&one.wish, &one.seat)).expect("adopted");
+        }
+        assert_eq!(ask(web.guest.place(), "picky"), (0, Some(picky.wish.address)));
+        assert_eq!(ask(picky.guest.place(), "www.example.org").0, REFUSED);
+        assert_eq!(ask(picky.guest.place(), "www.example.com"), (0, Some(SERVER)));
+        for one in [&picky, &silent] {
+            host.release(&one.wish.id);
+        }
+        assert_ne!(ask(web.guest.place(), "picky").1, Some(picky.wish.address), "it is gone");
+        host.release(&web.wish.id);
+    });
+}
+
+#[test]
+fn a_host_that_refuses_to_forward_lets_instances_through_and_is_left_as_it_was() {
+    const DROPS: &str = "table ip filter {
+        chain FORWARD {
+            type filter hook forward priority filter; policy drop;
+        }
+    }";
+    on_a_host(1, |host| {
+        let internet = internet(host);
+        serve(&internet, 80, "internet");
+        host.place.set_rules(DROPS).expect("set");
+        let before = host.place.rules().expect("listed");
+        host.open(&[]);
+        let web = host.instance("web", Wanted::default());
+        assert!(get(web.guest.place(), at(SERVER, 80)).expect("reached").starts_with("internet to "));
+        // Its owner writes it anew.
+        host.place.set_rules(&format!("delete table ip filter\n{DROPS}")).expect("set");
+        support::wait_for("the rules to be put in again", || {
+            host.place.rules().expect("listed").matches("comment \"hearth_").count() == 2
+        });
+        assert!(get(web.guest.place(), at(SERVER, 80)).expect("reached").starts_with("internet to "));
+        host.release(&web.wish.id);
+        host.close();
+        assert_eq!(host.place.rules().expect("listed"), before);
+    });
+}
