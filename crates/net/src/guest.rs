@@ -93,6 +93,14 @@ impl Place {
         Ok(())
     }
 
+    /// Takes a device away.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub fn remove_link(&self, name: &str) -> io::Result<()> {
+        self.run(|| Rtnl::open()?.remove_link(name))
+    }
+
     /// The links, addresses and routes that are there.
     ///
     /// # Errors

@@ -7,12 +7,12 @@
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use hearth_model::error::chain;
 use hearth_model::{InstanceId, InstanceName};
 use rustix::thread::CapabilitySet;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -179,7 +179,7 @@ impl Slots {
         let inner = Arc::clone(&self.0);
         let restored = blocking(move || host::restore(inner.config.cidr, &inner.ground)).await;
         if let Err(error) = restored {
-            let error = hearth_model::error::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "the network's rules could not be removed from the host");
         }
     }
@@ -263,12 +263,12 @@ impl State {
     }
 
     /// Fills the place that was reserved for an instance, or lets it go.
-    fn settle(&mut self, id: &InstanceId, slot: Result<(Slot, Served), NetError>) -> Result<Arc<OwnedFd>, NetError> {
+    fn settle(&mut self, id: &InstanceId, slot: Result<(Slot, Served), NetError>) -> Result<Arc<Slot>, NetError> {
         let (slot, served) = slot.inspect_err(|_| drop(self.instances.remove(id)))?;
-        let netns = Arc::clone(&slot.netns);
+        let slot = Arc::new(slot);
         let instance = self.instances.get_mut(id).expect("reserved before, and only then removed");
-        (instance.slot, instance.served) = (Some(Arc::new(slot)), Some(served));
-        Ok(netns)
+        (instance.slot, instance.served) = (Some(Arc::clone(&slot)), Some(served));
+        Ok(slot)
     }
 }
 
@@ -338,21 +338,38 @@ fn lock_tag(tag: Tag) -> Result<UnixDatagram, NetError> {
 }
 
 fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
-    let (waiting, number) = {
+    let waiting = {
         let mut state = inner.lock();
         state.reserve(wish)?;
-        let waiting = state.pool.pop_front();
-        let number = waiting.as_ref().map_or_else(|| state.number(), |slot| slot.number);
-        (waiting, number)
+        state.pool.pop_front()
     };
-    let made = if waiting.is_some() { Made::Ahead } else { Made::Inline };
-    let taken = waiting.map_or_else(|| Slot::make(&inner.ground, number), Ok).and_then(|slot| {
-        let dressed = slot.dress(&inner.ground, wish.address, &wish.network);
-        let moved_in = dressed.and_then(|()| move_in(inner, wish, slot));
-        moved_in.inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+    let ahead = waiting.and_then(|slot| {
+        let dressed = dress(inner, wish, slot);
+        // Somebody has been at it while it waited.
+        dressed.inspect_err(|error| tracing::warn!(error = chain(error), "a slot of the pool is broken")).ok()
     });
-    let netns = inner.lock().settle(&wish.id, taken)?;
-    Ok(Taken { seat: NetSeat { slot: number, address: wish.address }, netns, made })
+    let made = if ahead.is_some() { Made::Ahead } else { Made::Inline };
+    let dressed = ahead.map_or_else(
+        || {
+            let number = inner.lock().number();
+            Slot::make(&inner.ground, number).and_then(|slot| dress(inner, wish, slot))
+        },
+        Ok,
+    );
+    let taken = dressed.and_then(|slot| {
+        let number = slot.number;
+        move_in(inner, wish, slot).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+    });
+    let mut state = inner.lock();
+    let slot = state.settle(&wish.id, taken)?;
+    Ok(Taken { seat: NetSeat { slot: slot.number, address: wish.address }, netns: Arc::clone(&slot.netns), made })
+}
+
+/// Gives a slot what the instance wishes for. If that fails, the slot is gone.
+fn dress(inner: &Inner, wish: &Wish, slot: Slot) -> Result<Slot, NetError> {
+    let number = slot.number;
+    let dressed = slot.dress(&inner.ground, wish.address, &wish.network).map(|()| slot);
+    dressed.inspect_err(|_| slot::remove_or_say(&inner.ground, number))
 }
 
 /// What a slot's instance needs of the daemon: answers to its questions, and its published ports.
@@ -457,7 +474,7 @@ fn refill(inner: &Arc<Inner>) {
                 Some(Err(error)) => {
                     drop(state);
                     // The next take tries again, and tells its caller if that fails too.
-                    let error = hearth_model::error::chain(&error);
+                    let error = chain(&error);
                     tracing::warn!(error, "a slot could not be made ahead");
                 }
             }

@@ -224,6 +224,23 @@ fn whatever_call_fails_nothing_is_left() {
 }
 
 #[test]
+fn a_slot_that_somebody_broke_while_it_waited_is_nobody_s_trouble() {
+    on_a_host(1, |host| {
+        host.open(&[]);
+        host.fill();
+        let namespaces = host.slots().namespaces();
+        let broken = named(&namespaces);
+        let listing = host.place.listing().expect("listed");
+        let link = listing.iter().find_map(|line| line.strip_prefix("link hv")).expect("the waiting slot's");
+        host.place.remove_link(&format!("hv{link}")).expect("removed");
+        let web = host.wish("web", Wanted::default());
+        assert_eq!(host.take(&web).made, Made::Inline);
+        assert!(!named(&namespaces).contains(&broken[0]), "what is left of it is removed");
+        host.release(&web.id);
+    });
+}
+
+#[test]
 fn two_daemons_beside_each_other_do_not_meet() {
     on_a_host(1, |host| {
         host.open(&[]);
