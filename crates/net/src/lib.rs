@@ -8,6 +8,7 @@
 //! VMMs, records or the guest's insides.
 
 mod bandwidth;
+mod dns;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod fault;
