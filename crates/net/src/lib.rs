@@ -21,6 +21,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nft;
+mod publish;
 mod rule_changes;
 mod ruleset;
 mod slot;
