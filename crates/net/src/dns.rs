@@ -37,7 +37,9 @@ use consider::{Considered, Question, consider};
 use upstream::Upstreams;
 
 pub(crate) use directory::Directory;
-pub(crate) use policy::{Admit, Policy};
+#[cfg(test)]
+use policy::Admit;
+pub(crate) use policy::Policy;
 
 /// Questions of one slot that are worked on at a time.
 const QUESTIONS_PER_SLOT: usize = 64;
@@ -68,13 +70,15 @@ pub(crate) struct Sockets {
 /// A slot that is being answered, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Served {
+    #[cfg(test)]
     policy: Arc<RwLock<Policy>>,
     _tasks: JoinSet<()>,
 }
 
+#[cfg(test)]
 impl Served {
     /// From the next question on.
-    pub(crate) fn set_policy(&self, policy: Policy) {
+    fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 }
@@ -109,7 +113,11 @@ impl Forwarder {
         let mut tasks = JoinSet::new();
         tasks.spawn(slot.clone().serve_udp(udp));
         tasks.spawn(slot.serve_tcp(tcp));
-        Ok(Served { policy, _tasks: tasks })
+        Ok(Served {
+            #[cfg(test)]
+            policy,
+            _tasks: tasks,
+        })
     }
 }
 

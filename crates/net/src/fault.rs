@@ -8,6 +8,7 @@ use hearth_model::{ErrorKind, InstanceId, Kind};
 use ipnet::Ipv4Net;
 
 use crate::nft::NftError;
+use crate::publish::PublishError;
 
 /// Why this process cannot make networks for instances.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +91,9 @@ pub enum NetError {
         #[source]
         source: NftError,
     },
+    /// A port of the host could not be made to lead to the instance.
+    #[error(transparent)]
+    Publish(PublishError),
     /// The daemon ends, and begins nothing more.
     #[error("change the network: the daemon ends")]
     Ending,
@@ -113,6 +117,7 @@ impl Kind for NetError {
             Self::Gone { .. } => ErrorKind::HostFailed,
             Self::Host { source, .. } => io_kind(source),
             Self::Rules { source, .. } => source.kind(),
+            Self::Publish(error) => error.kind(),
             Self::Ending => ErrorKind::Cancelled,
             #[cfg(feature = "fake")]
             Self::Demanded => ErrorKind::HostFailed,
@@ -123,6 +128,7 @@ impl Kind for NetError {
         match self {
             Self::Impossible(source) => source.hint(),
             Self::Rules { source, .. } => source.hint(),
+            Self::Publish(error) => error.hint(),
             Self::TagTaken { .. } => Some("stop that daemon, or use another data_dir for this one".into()),
             Self::RangeClash { .. } => Some("configure another network.cidr that nothing on this host uses".into()),
             Self::RangeTooSmall { .. } => Some("configure a network.cidr of at least four addresses".into()),

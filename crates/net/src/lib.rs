@@ -35,5 +35,6 @@ mod testbed;
 pub use fault::{Impossible, NetError};
 pub use network::Network;
 pub use nft::NftError;
+pub use publish::PublishError;
 pub use slots::Slots;
 pub use spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};

@@ -6,7 +6,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hearth_model::error::chain;
 use hearth_model::{InstanceId, InstanceName};
 use rustix::thread::CapabilitySet;
+use tokio::runtime::Handle;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::dns::{Directory, Forwarder, Served};
@@ -24,15 +25,12 @@ use crate::lease::{Leases, host_address};
 use crate::netlink::Rtnl;
 use crate::netns;
 use crate::nft::Nft;
+use crate::publish::{self, PublishError, Published};
 use crate::ruleset::{self, PublishedPort};
-use crate::slot::{self, Ground, Slot};
+use crate::slot::{self, Ground, MADE_AT_ONCE, Slot, Turns};
 use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
 use crate::steps::Steps;
 use crate::tag::Tag;
-
-/// How many slots are made at once for the pool: more only wait for one another in the kernel, and
-/// keep it from whoever takes one.
-const MADE_AT_ONCE: usize = 2;
 
 /// Making and removing devices keeps the kernel's one lock of all network changes for milliseconds at
 /// a time. So the background waits until no instance has been on its way for this long,
@@ -78,12 +76,26 @@ struct Instance {
     address: Ipv4Addr,
     name: InstanceName,
     ports: Vec<PublishedPort>,
-    /// What answers its questions for names.
-    served: Option<Served>,
     /// `None` while it is being taken.
-    slot: Option<Arc<Slot>>,
+    moved: Option<Moved>,
     /// Its gate is going to be opened soon.
     on_its_way: bool,
+}
+
+/// Into its slot.
+#[derive(Debug)]
+struct Moved {
+    slot: Arc<Slot>,
+    /// What answers its questions for names.
+    _served: Served,
+    /// Of its published ports.
+    listeners: Vec<Published>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Taken,
+    Adopted,
 }
 
 impl Slots {
@@ -218,7 +230,7 @@ impl Inner {
     }
 
     fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
-        self.lock().instances.get(id)?.slot.clone()
+        Some(Arc::clone(&self.lock().instances.get(id)?.moved.as_ref()?.slot))
     }
 
     /// What an instance publishes, if anything.
@@ -244,6 +256,13 @@ impl State {
         if let Some((holder, _)) = self.instances.iter().find(|(_, instance)| instance.address == wish.address) {
             return Err(NetError::AddressTaken { address: wish.address, holder: Some(holder.clone()) });
         }
+        for port in &wish.network.ports {
+            let has = |one: &&Instance| one.ports.iter().any(|p| (p.protocol, p.host) == (port.protocol, port.host));
+            if let Some(holder) = self.instances.values().find(has).map(|one| format!("instance {}", one.name)) {
+                let (protocol, port) = (port.protocol, port.host);
+                return Err(NetError::Publish(PublishError::Taken { protocol, port, holder: Some(holder) }));
+            }
+        }
         let ports = wish.network.ports.iter().map(|port| PublishedPort {
             protocol: port.protocol,
             host: port.host,
@@ -254,8 +273,7 @@ impl State {
             address: wish.address,
             name: wish.name.clone(),
             ports: ports.collect(),
-            served: None,
-            slot: None,
+            moved: None,
             on_its_way: true,
         };
         self.instances.insert(wish.id.clone(), instance);
@@ -263,11 +281,10 @@ impl State {
     }
 
     /// Fills the place that was reserved for an instance, or lets it go.
-    fn settle(&mut self, id: &InstanceId, slot: Result<(Slot, Served), NetError>) -> Result<Arc<Slot>, NetError> {
-        let (slot, served) = slot.inspect_err(|_| drop(self.instances.remove(id)))?;
-        let slot = Arc::new(slot);
-        let instance = self.instances.get_mut(id).expect("reserved before, and only then removed");
-        (instance.slot, instance.served) = (Some(Arc::clone(&slot)), Some(served));
+    fn settle(&mut self, id: &InstanceId, moved: Result<Moved, NetError>) -> Result<Arc<Slot>, NetError> {
+        let moved = moved.inspect_err(|_| drop(self.instances.remove(id)))?;
+        let slot = Arc::clone(&moved.slot);
+        self.instances.get_mut(id).expect("reserved before, and only then removed").moved = Some(moved);
         Ok(slot)
     }
 }
@@ -300,6 +317,7 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         outside: Rtnl::open().during("open", || "an rtnetlink socket".into())?,
         nft,
         steps: Steps::default(),
+        making: Turns::default(),
     };
     let next = host::prepare(&config, &ground, owned)?;
     let admitting = host::admit(&config, &ground);
@@ -358,7 +376,7 @@ fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
     );
     let taken = dressed.and_then(|slot| {
         let number = slot.number;
-        move_in(inner, wish, slot).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+        move_in(inner, wish, slot, When::Taken).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
     });
     let mut state = inner.lock();
     let slot = state.settle(&wish.id, taken)?;
@@ -373,26 +391,30 @@ fn dress(inner: &Inner, wish: &Wish, slot: Slot) -> Result<Slot, NetError> {
 }
 
 /// What a slot's instance needs of the daemon: answers to its questions, and its published ports.
-fn move_in(inner: &Inner, wish: &Wish, slot: Slot) -> Result<(Slot, Served), NetError> {
+fn move_in(inner: &Inner, wish: &Wish, slot: Slot, when: When) -> Result<Moved, NetError> {
     let served = inner.ground.steps.run(|| {
         let served = slot.serve_names(&inner.forwarder, &wish.network.egress);
         served.during("answer at", || format!("port 53 of slot {}", slot.number))
     })?;
-    publish(inner, wish)?;
-    Ok((slot, served))
+    let listeners = publish(inner, wish, when)?;
+    Ok(Moved { slot: Arc::new(slot), _served: served, listeners })
 }
 
 fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
-    let found = inner.lock().instances.get(id).map(|instance| (instance.address, instance.slot.clone()));
-    let Some((address, Some(slot))) = found else { return Ok(()) };
+    let Some((address, slot)) = inner.lock().instances.get(id).and_then(|instance| {
+        let moved = instance.moved.as_ref()?;
+        Some((instance.address, Arc::clone(&moved.slot)))
+    }) else {
+        return Ok(());
+    };
     slot.cut_off(&inner.ground, address)?;
     unpublish(inner, id)?;
-    // Whoever asks for its usage right now lets go of it soon.
-    if let Some(instance) = inner.lock().instances.remove(id) {
-        inner.names.remove(&instance.name, address);
-        drop(instance.served);
-        drop(instance.slot);
+    let released = inner.lock().instances.remove(id);
+    if let Some(Instance { name, moved: Some(moved), .. }) = released {
+        inner.names.remove(&name, address);
+        close(moved.listeners);
     }
+    // Whoever asks for its usage right now lets go of it soon.
     remove_later(inner, slot);
     Ok(())
 }
@@ -406,7 +428,7 @@ fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError
     }
     let found = Slot::find(&inner.ground, seat.slot).and_then(|slot| {
         slot.redress(&inner.ground, wish.address)?;
-        move_in(inner, &wish, slot)
+        move_in(inner, &wish, slot, When::Adopted)
     });
     let mut state = inner.lock();
     state.settle(&wish.id, found)?;
@@ -417,20 +439,50 @@ fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError
 }
 
 /// Opens the instance's published ports; all of them or none.
-fn publish(inner: &Inner, wish: &Wish) -> Result<(), NetError> {
-    let Some(ports) = inner.ports(&wish.id) else { return Ok(()) };
-    let tag = inner.ground.tag.to_string();
-    inner
-        .ground
-        .steps
-        .run(|| {
-            let published = inner.ground.nft.run(&ruleset::publish(&tag, &ports)).map(drop);
-            published.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })
+fn publish(inner: &Inner, wish: &Wish, when: When) -> Result<Vec<Published>, NetError> {
+    let Some(ports) = inner.ports(&wish.id) else { return Ok(Vec::new()) };
+    let (tag, steps) = (inner.ground.tag.to_string(), &inner.ground.steps);
+    let mut listeners = Vec::new();
+    let published = ports.iter().try_for_each(|port| {
+        let guest = SocketAddrV4::new(port.outer, port.guest);
+        // First, because it finds out who else has the port.
+        let listener = steps.run(|| {
+            let listening = publish::publish(port.protocol, port.host, guest);
+            Handle::current().block_on(listening).map_err(NetError::Publish)
+        });
+        match listener {
+            Ok(listener) => listeners.push(listener),
+            // The instance runs, and its port leads to it from everywhere else.
+            Err(error) if when == When::Adopted => {
+                tracing::warn!(instance = %wish.id, error = chain(&error), "a published port does not answer on loopback");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    });
+    let published = published.and_then(|()| {
+        steps.run(|| {
+            let added = inner.ground.nft.run(&ruleset::publish(&tag, &ports)).map(drop);
+            added.map_err(|source| NetError::Rules { of: ruleset::host_table(&tag), source })
         })
-        .or_else(|error| unpublish(inner, &wish.id).and(Err(error)))
+    });
+    match published {
+        Ok(()) => Ok(listeners),
+        Err(error) => {
+            close(listeners);
+            unpublish(inner, &wish.id)?;
+            Err(error)
+        }
+    }
 }
 
-/// Closes them; those that are not open are fine.
+fn close(listeners: Vec<Published>) {
+    for listener in listeners {
+        Handle::current().block_on(listener.close());
+    }
+}
+
+/// Closes them to the world; those that are not open are fine.
 fn unpublish(inner: &Inner, id: &InstanceId) -> Result<(), NetError> {
     let tag = inner.ground.tag.to_string();
     inner.ports(id).unwrap_or_default().iter().try_for_each(|port| {

@@ -111,6 +111,7 @@ fn a_full_pool_hands_out_at_once_and_a_dry_one_says_so() {
 fn fifty_at_once_have_fifty_addresses_and_answer_at_their_own() {
     on_a_host(4, |host| {
         host.open(&[]);
+        host.fill();
         let namespaces = host.slots().namespaces();
         let (network, runtime) = (host.network().clone(), &host.runtime);
         let wishes: Vec<_> = (0..50).map(|n| host.wish(&format!("fork-{n}"), Wanted::default())).collect();
@@ -118,6 +119,7 @@ fn fifty_at_once_have_fifty_addresses_and_answer_at_their_own() {
             let network = network.clone();
             runtime.spawn(async move { network.take(&wish).await })
         });
+        let began = Instant::now();
         let takes: Vec<_> = takes.collect();
         // Meanwhile no address is twice among the host's routes.
         let routes = || {
@@ -128,12 +130,27 @@ fn fifty_at_once_have_fifty_addresses_and_answer_at_their_own() {
             let now = routes();
             let addresses: BTreeSet<_> = now.iter().map(|line| line.split(',').next()).collect();
             assert_eq!(addresses.len(), now.len(), "{now:?}");
+            std::thread::sleep(Duration::from_millis(5));
         }
+        let took = began.elapsed();
         let taken: Vec<_> =
             takes.into_iter().map(|take| runtime.block_on(take).expect("no panic").expect("taken")).collect();
         let addresses: BTreeSet<_> = taken.iter().map(|taken| taken.seat.address).collect();
         let slots: BTreeSet<_> = taken.iter().map(|taken| taken.seat.slot).collect();
         assert_eq!((addresses.len(), slots.len(), routes().len()), (50, 50, 50));
+        println!("50 takes at once, 4 of them from the pool: {took:?}");
+        let mut guests = Vec::new();
+        for (wish, taken) in wishes.iter().zip(&taken) {
+            let mut guest = Guest::new().expect("a guest");
+            guest.attach(&taken.netns).expect("attached");
+            support::serve(guest.place(), 80, &wish.name.to_string());
+            host.unlock(&wish.id);
+            guests.push(guest);
+        }
+        for wish in &wishes {
+            let answer = get(&host.place, SocketAddrV4::new(wish.address, 80)).expect("reached");
+            assert_eq!(answer, format!("{} to 10.100.0.1", wish.name));
+        }
         for wish in &wishes {
             host.release(&wish.id);
         }

@@ -285,15 +285,23 @@ fn a_published_port_leads_to_the_guest_while_its_gate_is_open() {
         assert_ne!(refused(&internet, at(WAN, 8080)), io::ErrorKind::TimedOut);
         host.unlock(&web.wish.id);
         assert!(get(&internet, at(WAN, 8080)).expect("reached").starts_with("web to "));
-        assert!(get(&host.place, at(WAN, 8080)).expect("reached").starts_with("web to "));
+        for address in [WAN, Ipv4Addr::LOCALHOST] {
+            assert!(get(&host.place, at(address, 8080)).expect("reached").starts_with("web to "), "{address}");
+        }
 
         // Its port is its own, and another that wants it leaves nothing.
         let other = host.wish("other", wanted());
         let error = host.try_take(&other).expect_err("the port is taken");
-        assert!(hearth_model::error::chain(&error).contains("8080"), "{}", hearth_model::error::chain(&error));
+        assert_eq!(error.to_string(), "publish port 8080/tcp: instance web has it");
         assert!(get(&internet, at(WAN, 8080)).expect("reached").starts_with("web to "));
         host.release(&web.wish.id);
         assert_eq!(refused(&internet, at(WAN, 8080)), io::ErrorKind::ConnectionRefused);
+        // So is one of somebody who is no instance.
+        let held = host.place.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))).expect("free again");
+        let error = host.try_take(&other).expect_err("the port is taken");
+        assert!(error.to_string().starts_with("publish port 8080/tcp: "), "{error}");
+        assert_eq!(hearth_model::Kind::kind(&error), hearth_model::ErrorKind::AlreadyExists);
+        drop(held);
         host.take(&other);
         host.release(&other.id);
     });
