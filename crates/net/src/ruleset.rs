@@ -33,9 +33,9 @@ pub(crate) const NAMES_SIZE: usize = 16_384;
 /// Link-local addresses: a cloud host's metadata service, with its credentials, is among them.
 pub(crate) const LINK_LOCAL: &str = "169.254.0.0/16";
 
-/// What a slot's namespace must be told below `/proc/sys`, before its devices are made (they take
-/// their settings from the defaults then). The IPv6 ones are missing where the kernel has none.
-pub(crate) const SLOT_SYSCTLS: [(&str, &str); 8] = [
+/// What a slot's namespace must be told below `/proc/sys`, once its tap and its rules are there (the
+/// rules bring connection tracking with them). The IPv6 ones are missing where the kernel has none.
+pub(crate) const SLOT_SYSCTLS: [(&str, &str); 7] = [
     ("net/ipv4/ip_forward", "1"),
     // A connection that the source of a fork had open is not taken for one of the fork's: its packets
     // are invalid, and answered by a reset.
@@ -44,11 +44,10 @@ pub(crate) const SLOT_SYSCTLS: [(&str, &str); 8] = [
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
     // Every refusal is answered, not some per second: it is the guest's own time.
     ("net/ipv4/icmp_ratelimit", "0"),
-    // The way to oneself by the outer address goes in and out of one device.
+    // The way to oneself by the outer address goes in and out of the tap; there is no shorter one.
     ("net/ipv4/conf/all/send_redirects", "0"),
-    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/hearth0/send_redirects", "0"),
     ("net/ipv6/conf/all/disable_ipv6", "1"),
-    ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
 
 /// What the host's table depends on.

@@ -206,10 +206,6 @@ impl Slot {
     /// Everything but the guest's link.
     pub(crate) fn place(host: &Netns, number: u8, outer: Ipv4Addr) -> Netns {
         let netns = Netns::new();
-        let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
-        let settings: Vec<_> =
-            ruleset::SLOT_SYSCTLS.into_iter().filter(|(name, _)| ipv6 || !name.contains("ipv6")).collect();
-        netns.sysctls(&settings);
         let link = format!("hv{TAG}{number}");
         host.link(&link, &netns, "up0");
         host.ip(&format!("addr add 10.100.0.1/32 dev {link}"));
@@ -223,6 +219,10 @@ impl Slot {
         netns.ip("addr add 10.0.2.2/24 dev hearth0");
         netns.ip("addr add 10.0.2.3/32 dev hearth0");
         netns.nft(&ruleset::slot());
+        let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
+        let settings: Vec<_> =
+            ruleset::SLOT_SYSCTLS.into_iter().filter(|(name, _)| ipv6 || !name.contains("ipv6")).collect();
+        netns.sysctls(&settings);
     }
 
     pub(crate) fn listener(&self, port: u16) -> TcpListener {
