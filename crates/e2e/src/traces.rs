@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+/// How often it is tried to remove a cgroup of a VMM that was killed, and how long between two tries.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What is there of instances and snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,8 +88,15 @@ pub(crate) fn kill_vmms(dir: &Path) {
             kill_process(pid, Signal::KILL).ok();
         }
     }
-    for cgroup in cgroups(dir) {
-        // Who was killed may not have left yet: what stays then is empty, and nobody's.
-        fs::remove_dir(cgroup).ok();
+    // Who was killed may not have left yet.
+    for _ in 0..TRIES {
+        let left = cgroups(dir);
+        if left.is_empty() {
+            return;
+        }
+        for cgroup in left {
+            fs::remove_dir(cgroup).ok();
+        }
+        std::thread::sleep(PAUSE);
     }
 }

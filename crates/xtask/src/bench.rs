@@ -17,6 +17,7 @@ mod qmp;
 mod restore;
 mod snapshot;
 
+use std::env;
 use std::fs::{self, File, TryLockError};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -107,7 +108,10 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     } else {
         setup::ensure_kernel(&workspace.target.join("hearth-kernel"))?;
     }
-    let hearth = build::hearth(workspace, true)?;
+    let hearth = match env::var_os("HEARTH_BIN") {
+        Some(another) => PathBuf::from(another),
+        None => build::hearth(workspace, true)?,
+    };
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
 
     let mut figures = Figures::default();

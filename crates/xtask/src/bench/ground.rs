@@ -137,20 +137,19 @@ impl Ground {
         Arguments::of(self.vmm(text(&made, "id")?)?)
     }
 
-    /// How long after `since` the guest of that name was resumed inside its load, as the daemon's log
+    /// How long after `since` the guest of an instance was resumed inside its load, as the daemon's log
     /// says.
-    pub fn resumed_after(&self, name: &str, since: SystemTime) -> Result<Duration> {
+    pub fn resumed_after(&self, id: &str, since: SystemTime) -> Result<Duration> {
         let path = self.data.join("daemon.log");
         let until = Instant::now() + Duration::from_secs(2);
         loop {
             let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            let named = format!("name={name}}}");
-            let resumed = log.lines().rev().filter(|line| line.contains(RESUMED) && line.contains(&named));
+            let resumed = log.lines().rev().filter(|line| line.contains(RESUMED) && line.contains(id));
             if let Some(after) = resumed.filter_map(|line| after(line, since)).next() {
                 return Ok(after);
             }
             // It comes through a pipe, and may be behind the answer.
-            ensure!(Instant::now() < until, "{} does not say that {name} was resumed", path.display());
+            ensure!(Instant::now() < until, "{} does not say that instance {id} was resumed", path.display());
             thread::sleep(Duration::from_millis(1));
         }
     }

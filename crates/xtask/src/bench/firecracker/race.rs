@@ -286,7 +286,7 @@ pub fn arguments(ground: &Ground, client: &mut Client, source: &Source) -> Resul
 fn restored(ground: &Ground, name: &str) -> Result<(Taken, Duration)> {
     let mut client = ground.client()?;
     let answer = client.post(&format!("/instances/{name}/restore"), None)?;
-    let running = ground.resumed_after(name, answer.sent)?;
+    let running = ground.resumed_after(text(&answer.body, "id")?, answer.sent)?;
     Ok((taken(&mut client, name, answer.took)?, running))
 }
 
@@ -301,7 +301,7 @@ fn forked(ground: &Ground, source: &str, name: &str) -> Result<(Taken, Duration)
     let mut client = ground.client()?;
     let request = json!({ "name": name, "target_state": "Running" });
     let answer = client.post(&format!("/instances/{source}/fork"), Some(&request))?;
-    let running = ground.resumed_after(name, answer.sent)?;
+    let running = ground.resumed_after(text(&answer.body, "id")?, answer.sent)?;
     Ok((taken(&mut client, name, answer.took)?, running))
 }
 
