@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_agent_proto::{
-    Configured, CopyFromStart, CopyToStart, ExecStart, GuestConfig, GuestStats, PathStat, Refresh, StatRequest,
-    ToGuest, ToHost, Welcome,
+    Configured, CopyFromStart, CopyToStart, ExecStart, GuestConfig, GuestStats, PathStat, Refresh, RefreshV1,
+    Refreshed, StatRequest, ToGuest, ToHost, Welcome,
 };
 use hearth_model::ErrorKind;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +25,7 @@ const PROMPT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Agent {
     connection: Arc<Connection>,
+    version: u32,
 }
 
 /// What the guest tells unasked.
@@ -55,7 +56,7 @@ impl Agent {
         getrandom::fill(&mut epoch)
             .map_err(|error| AgentError::Lost { tried: TRIED.into(), source: Some(std::io::Error::other(error)) })?;
         let (connection, answered, events) = connection::open(stream, u64::from_le_bytes(epoch));
-        let agent = Self { connection: Arc::new(connection) };
+        let mut agent = Self { connection: Arc::new(connection), version: hearth_agent_proto::VERSION };
         let answer = tokio::select! {
             biased;
             answer = timeout(within, answered) => answer,
@@ -65,10 +66,13 @@ impl Agent {
             Err(_) => Err(AgentError::Silent { tried: TRIED.into(), within }),
             Ok(Err(_)) => Err(AgentError::lost(TRIED)),
             Ok(Ok(Err(guest))) => Err(AgentError::Version { guest }),
-            Ok(Ok(Ok(welcome))) if welcome.version != hearth_agent_proto::VERSION => {
+            Ok(Ok(Ok(welcome))) if !hearth_agent_proto::speaks(welcome.version) => {
                 Err(AgentError::Version { guest: welcome.version })
             }
-            Ok(Ok(Ok(welcome))) => Ok((agent, welcome, EventReceiver { events })),
+            Ok(Ok(Ok(welcome))) => {
+                agent.version = welcome.version;
+                Ok((agent, welcome, EventReceiver { events }))
+            }
         }
     }
 
@@ -81,14 +85,53 @@ impl Agent {
         self.ask(what, &request, PROMPT, |answer| if let ToHost::Configured(c) = answer { Some(c) } else { None }).await
     }
 
-    /// Gives a restored guest its own identity, clock and randomness.
+    /// Whether it can make itself, of another instance's guest, a fork: replace all that the two must
+    /// not share before it acknowledges.
+    #[must_use]
+    pub fn can_fork(&self) -> bool {
+        self.version >= 2
+    }
+
+    /// Gives a guest its own identity, clock and randomness. One of version 1, which cannot be
+    /// forked, takes of it what it knows: not the variables, the name servers or the hooks. A guest
+    /// that says that it has come to programs of its image has their time on top.
     ///
     /// # Errors
     /// [`AgentError`]; then the guest must not be let on the network.
-    pub async fn refresh(&self, refresh: &Refresh, within: Duration) -> Result<(), AgentError> {
-        let (what, wanted) = ("refresh the guest", refresh.generation);
-        let is_it = |answer| matches!(answer, ToHost::Refreshed { generation } if generation == wanted).then_some(());
-        self.ask(what, &ToGuest::Refresh(refresh.clone()), within, is_it).await
+    pub async fn refresh(&self, refresh: &Refresh, within: Duration) -> Result<Refreshed, AgentError> {
+        const TRIED: &str = "refresh the guest";
+        let request = if self.can_fork() { ToGuest::Refresh(refresh.clone()) } else { of_version_1(refresh) };
+        let mut channel = Channel::open(&self.connection, TRIED, &request)?;
+        let (mut patience, mut come_to) = (within, None);
+        let refreshed = loop {
+            let Ok(answer) = timeout(patience, channel.next()).await else {
+                return Err(AgentError::NotRefreshed { within: patience, come_to });
+            };
+            match answer?.0 {
+                ToHost::Refreshing(part) => {
+                    come_to = Some(part);
+                    patience = within + Duration::from_millis(refresh.hooks_ms.unwrap_or(0).into());
+                }
+                ToHost::Refreshed(refreshed) => break refreshed,
+                ToHost::RefreshedV1 { generation } => break Refreshed { generation, ..Refreshed::default() },
+                _ => return Err(channel.protocol("it gives another answer")),
+            }
+        };
+        channel.done();
+        if refreshed.generation == refresh.generation {
+            Ok(refreshed)
+        } else {
+            Err(AgentError::OtherGeneration { asked: refresh.generation, told: refreshed.generation })
+        }
+    }
+
+    /// Sets the guest's clock alone.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn set_clock(&self, realtime_ns: u64, within: Duration) -> Result<(), AgentError> {
+        let set = |answer| (answer == ToHost::ClockSet).then_some(());
+        self.ask("set the guest's clock", &ToGuest::SetClock { realtime_ns }, within, set).await
     }
 
     /// Asks for a sign of life.
@@ -192,6 +235,16 @@ impl Agent {
         channel.done();
         read(answer).ok_or_else(|| channel.protocol("it gives another answer"))
     }
+}
+
+fn of_version_1(refresh: &Refresh) -> ToGuest {
+    ToGuest::RefreshV1(RefreshV1 {
+        generation: refresh.generation,
+        realtime_ns: refresh.realtime_ns,
+        entropy: refresh.entropy.clone(),
+        hostname: refresh.hostname.clone(),
+        instance_id: refresh.instance_id.clone(),
+    })
 }
 
 async fn within(patience: Duration, channel: &mut Channel) -> Result<ToHost, AgentError> {

@@ -138,7 +138,7 @@ where
     let (reading, writing) = tokio::io::split(stream);
     let (handshake, answered) = oneshot::channel();
     let (events, to_caller) = mpsc::channel(EVENTS);
-    let reader = Reader { shared: Arc::clone(&shared), handshake: Some(handshake), events };
+    let reader = Reader { shared: Arc::clone(&shared), handshake: Some(handshake), fell_back: false, events };
     let read = tokio::spawn(reader.run(reading)).abort_handle();
     let write = tokio::spawn(write(writing, to_write, Arc::clone(&shared))).abort_handle();
     (Connection { shared, tasks: [read, write] }, answered, to_caller)
@@ -304,6 +304,7 @@ async fn write_batch<S: AsyncWrite>(stream: &mut WriteHalf<S>, batch: &[u8]) -> 
 struct Reader {
     shared: Arc<Shared>,
     handshake: Option<oneshot::Sender<Handshake>>,
+    fell_back: bool,
     events: mpsc::Sender<Event>,
 }
 
@@ -364,6 +365,12 @@ impl Reader {
         }
     }
 
+    /// Whether to ask once more, in an older guest's version.
+    fn falls_back_to(&mut self, version: u32) -> bool {
+        let speaks = hearth_agent_proto::speaks(version) && version != hearth_agent_proto::VERSION;
+        speaks && !std::mem::replace(&mut self.fell_back, true)
+    }
+
     fn control(&mut self, message: ToHost) {
         let event = match message {
             ToHost::Welcome(welcome) => {
@@ -373,6 +380,10 @@ impl Reader {
                 if let Some(handshake) = self.handshake.take() {
                     let _ = handshake.send(Ok(welcome));
                 }
+                return;
+            }
+            ToHost::Refused { version } if self.falls_back_to(version) => {
+                let _ = self.shared.send(CONTROL, &ToGuest::Hello { version }, &[]);
                 return;
             }
             ToHost::Refused { version } => {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use hearth_agent_proto::{Failure, FailureKind, TooLarge, VERSION};
+use hearth_agent_proto::{Failure, FailureKind, RefreshPart, TooLarge, VERSION};
 use hearth_model::{ErrorKind, Kind};
 
 /// Why something asked of a guest failed.
@@ -17,6 +17,22 @@ pub enum AgentError {
         /// How long it had.
         within: Duration,
     },
+    /// The agent did not acknowledge a refresh in time: the guest may be half itself.
+    #[error("refresh the guest: the guest's agent did not answer within {within:?}; it had come to {}", stage(*come_to))]
+    NotRefreshed {
+        /// How long it had.
+        within: Duration,
+        /// The part that it told of last.
+        come_to: Option<RefreshPart>,
+    },
+    /// The agent acknowledged another refresh than the one that it was sent.
+    #[error("refresh the guest: the guest's agent acknowledges generation {told}, not {asked}")]
+    OtherGeneration {
+        /// The refresh's.
+        asked: u64,
+        /// The answer's.
+        told: u64,
+    },
     /// The connection ended before the answer.
     #[error("{tried}: the connection to the guest's agent is lost")]
     Lost {
@@ -26,8 +42,8 @@ pub enum AgentError {
         #[source]
         source: Option<io::Error>,
     },
-    /// The agent speaks another version of the protocol.
-    #[error("the guest's agent speaks version {guest} of the protocol, this host {VERSION}")]
+    /// The agent speaks a version of the protocol that is not spoken here.
+    #[error("the guest's agent speaks version {guest} of the protocol, this host up to {VERSION}")]
     Version {
         /// The guest's version.
         guest: u32,
@@ -77,10 +93,19 @@ impl AgentError {
     }
 }
 
+/// What a refresh had come to, in words.
+fn stage(come_to: Option<RefreshPart>) -> String {
+    come_to.map_or_else(|| "its clock, randomness, names or files".to_owned(), |part| part.to_string())
+}
+
 impl Kind for AgentError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Silent { .. } | Self::Lost { .. } | Self::Protocol { .. } => ErrorKind::GuestUnresponsive,
+            Self::Silent { .. }
+            | Self::NotRefreshed { .. }
+            | Self::OtherGeneration { .. }
+            | Self::Lost { .. }
+            | Self::Protocol { .. } => ErrorKind::GuestUnresponsive,
             Self::Version { .. } => ErrorKind::Incompatible,
             Self::Refused { kind, .. } => *kind,
             Self::TooLarge { .. } => ErrorKind::Invalid,
@@ -89,7 +114,11 @@ impl Kind for AgentError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Silent { .. } | Self::Lost { .. } | Self::Protocol { .. } => {
+            Self::Silent { .. }
+            | Self::NotRefreshed { .. }
+            | Self::OtherGeneration { .. }
+            | Self::Lost { .. }
+            | Self::Protocol { .. } => {
                 Some("the guest's serial log may say why; stop and start the instance if it does not come back".into())
             }
             Self::Version { .. } => {

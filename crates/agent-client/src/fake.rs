@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use hearth_agent_proto::{
     CONTROL, Configured, CopyDone, CopyEntry, Decoder, Encoder, ExecStart, ExitStatus, Failure, FailureKind, FileKind,
-    GuestConfig, GuestStats, MAX_DATA, PathStat, ProgramExit, ProgramState, Refresh, ToGuest, ToHost, VERSION, Welcome,
+    GuestConfig, GuestStats, MAX_DATA, PathStat, ProgramExit, ProgramState, Refresh, RefreshPart, Refreshed, ToGuest,
+    ToHost, VERSION, Welcome,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -41,12 +42,32 @@ pub struct NoGuest(#[source] postcard::Error);
 struct Memory {
     state: State,
     silent: bool,
-    fail_refresh: Option<String>,
+    at_refresh: AtRefresh,
     connection: Option<Connection>,
+}
+
+/// What the guest does when it is told who it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AtRefresh {
+    /// It becomes that.
+    #[default]
+    Becomes,
+    /// It refuses, with that text.
+    Fails(String),
+    /// It becomes that, and says so so much later.
+    IsSlow(Duration),
+    /// It says that it has come to that part, and nothing more.
+    IsStuckAt(Option<RefreshPart>),
+    /// It acknowledges another generation.
+    Lies,
+    /// Its agent ends, and with it the connection.
+    Dies,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
+    /// The protocol's version that it speaks.
+    version: u32,
     boot_id: String,
     config: Option<GuestConfig>,
     refreshes: Vec<Refresh>,
@@ -61,6 +82,7 @@ impl Default for State {
         let mut random = [0; 8];
         let _ = getrandom::fill(&mut random);
         Self {
+            version: VERSION,
             boot_id: format!("{:016x}", u64::from_le_bytes(random)),
             config: None,
             refreshes: Vec::new(),
@@ -75,6 +97,7 @@ impl Default for State {
 #[derive(Debug, Clone)]
 struct Connection {
     epoch: u64,
+    /// An empty frame ends the stream.
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
 }
 
@@ -84,6 +107,10 @@ impl Connection {
         if Encoder::default().encode(&mut frame, self.epoch, channel, message, data).is_ok() {
             let _ = self.outgoing.send(frame);
         }
+    }
+
+    fn hang_up(&self) {
+        let _ = self.outgoing.send(Vec::new());
     }
 
     fn fail(&self, channel: u32, kind: FailureKind, text: &str) {
@@ -102,8 +129,8 @@ impl FakeGuest {
     #[must_use]
     pub fn fork(&self) -> Self {
         let memory = self.memory();
-        let (state, silent, fail_refresh) = (memory.state.clone(), memory.silent, memory.fail_refresh.clone());
-        let memory = Arc::new(Mutex::new(Memory { state, silent, fail_refresh, connection: None }));
+        let (state, silent, at_refresh) = (memory.state.clone(), memory.silent, memory.at_refresh.clone());
+        let memory = Arc::new(Mutex::new(Memory { state, silent, at_refresh, connection: None }));
         Self { memory, news: watch::Sender::default() }
     }
 
@@ -139,9 +166,14 @@ impl FakeGuest {
         self.memory().silent = silent;
     }
 
-    /// Refuses refreshes with that text, or takes them again.
-    pub fn set_refresh_failure(&self, text: Option<&str>) {
-        self.memory().fail_refresh = text.map(str::to_owned);
+    /// What it does when it is told who it is, from now on.
+    pub fn at_refresh(&self, at_refresh: AtRefresh) {
+        self.memory().at_refresh = at_refresh;
+    }
+
+    /// Which version of the protocol it speaks from the next connection on.
+    pub fn set_version(&self, version: u32) {
+        self.memory().state.version = version;
     }
 
     /// What it was configured as.
@@ -210,7 +242,7 @@ impl FakeGuest {
         loop {
             tokio::select! {
                 frame = to_write.recv() => {
-                    let Some(frame) = frame else { return };
+                    let Some(frame) = frame.filter(|frame| !frame.is_empty()) else { return };
                     if stream.write_all(&frame).await.is_err() {
                         return;
                     }
@@ -245,11 +277,12 @@ impl FakeGuest {
         if let ToGuest::Hello { version } = message {
             let connection = Connection { epoch, outgoing: outgoing.clone() };
             *sessions = Sessions::default();
-            if version == VERSION {
+            if version == memory.state.version {
                 connection.send(CONTROL, &ToHost::Welcome(memory.state.welcome()), &[]);
                 memory.connection = Some(connection);
             } else {
-                connection.send(CONTROL, &ToHost::Refused { version: VERSION }, &[]);
+                let version = memory.state.version;
+                connection.send(CONTROL, &ToHost::Refused { version }, &[]);
             }
             return;
         }
@@ -269,14 +302,29 @@ impl FakeGuest {
                     connection.send(CONTROL, &ToHost::ProgramStarted { pid: PROGRAM_PID }, &[]);
                 }
             }
-            ToGuest::Refresh(refresh) => {
-                if let Some(text) = &memory.fail_refresh {
-                    connection.fail(channel, FailureKind::Failed, text);
-                } else {
-                    let generation = refresh.generation;
-                    state.refreshes.push(refresh);
-                    connection.send(channel, &ToHost::Refreshed { generation }, &[]);
+            ToGuest::Refresh(_) | ToGuest::SetClock { .. } if state.version < 2 => {
+                connection.fail(channel, FailureKind::Invalid, "this agent does not know that message");
+            }
+            ToGuest::Refresh(refresh) => state.refresh(&connection, channel, refresh, &memory.at_refresh),
+            ToGuest::RefreshV1(old) => {
+                let generation = old.generation;
+                state.refreshes.push(Refresh {
+                    generation,
+                    realtime_ns: old.realtime_ns,
+                    entropy: old.entropy,
+                    hostname: old.hostname,
+                    instance_id: old.instance_id,
+                    env: Vec::new(),
+                    dns: Vec::new(),
+                    hooks_ms: None,
+                });
+                connection.send(channel, &ToHost::RefreshedV1 { generation }, &[]);
+            }
+            ToGuest::SetClock { realtime_ns } => {
+                if let Some(refresh) = state.refreshes.last_mut() {
+                    refresh.realtime_ns = realtime_ns;
                 }
+                connection.send(channel, &ToHost::ClockSet, &[]);
             }
             ToGuest::Ping => connection.send(channel, &ToHost::Pong, &[]),
             ToGuest::Stats => {
@@ -323,9 +371,38 @@ impl Memory {
 }
 
 impl State {
+    fn refresh(&mut self, connection: &Connection, channel: u32, refresh: Refresh, at_refresh: &AtRefresh) {
+        let own = match self.refreshes.last() {
+            Some(last) => Some(last.instance_id.as_str()),
+            None => self.config.as_ref().map(|config| config.instance_id.as_str()),
+        };
+        let generation = refresh.generation;
+        let forked = own.is_some_and(|own| own != refresh.instance_id);
+        let refreshed = ToHost::Refreshed(Refreshed { generation, forked, ..Refreshed::default() });
+        match at_refresh {
+            AtRefresh::Becomes => connection.send(channel, &refreshed, &[]),
+            AtRefresh::Fails(text) => return connection.fail(channel, FailureKind::Failed, text),
+            AtRefresh::IsSlow(by) => {
+                let (connection, by) = (connection.clone(), *by);
+                tokio::spawn(async move {
+                    tokio::time::sleep(by).await;
+                    connection.send(channel, &refreshed, &[]);
+                });
+            }
+            AtRefresh::IsStuckAt(Some(part)) => return connection.send(channel, &ToHost::Refreshing(*part), &[]),
+            AtRefresh::IsStuckAt(None) => return,
+            AtRefresh::Lies => {
+                let other = Refreshed { generation: generation.wrapping_sub(1), ..Refreshed::default() };
+                return connection.send(channel, &ToHost::Refreshed(other), &[]);
+            }
+            AtRefresh::Dies => return connection.hang_up(),
+        }
+        self.refreshes.push(refresh);
+    }
+
     fn welcome(&self) -> Welcome {
         Welcome {
-            version: VERSION,
+            version: self.version,
             boot_id: self.boot_id.clone(),
             agent_version: "fake".to_owned(),
             configured: self.config.is_some(),
@@ -522,7 +599,8 @@ fn exec(connection: &Connection, channel: u32, request: &ExecStart, sessions: &m
         }
         ["env"] => {
             started();
-            for variable in &request.env {
+            let own = memory.state.refreshes.last().map(|refresh| refresh.env.as_slice()).unwrap_or_default();
+            for variable in own.iter().chain(&request.env) {
                 connection.send(channel, &ToHost::Stdout, format!("{variable}\n").as_bytes());
             }
             exited(0);

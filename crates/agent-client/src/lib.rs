@@ -27,6 +27,6 @@ pub use error::AgentError;
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecSession};
 pub use hearth_agent_proto::{
     Configured, CopyDone, CopyEntry, CopyToStart, Entropy, ExecStart as ExecRequest, ExitStatus, FileKind, GuestConfig,
-    GuestStats, MAX_DATA, NetworkConfig, PORT_NAME, PathStat, Program, ProgramExit, ProgramState, Refresh, TtySize,
-    VSOCK_PORT, Welcome,
+    GuestStats, MAX_DATA, NetworkConfig, PORT_NAME, PathStat, Program, ProgramExit, ProgramState, Refresh, RefreshPart,
+    Refreshed, TtySize, VSOCK_PORT, Welcome,
 };

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_agent_client::fake::{FakeGuest, PROGRAM_PID};
+use hearth_agent_client::fake::{AtRefresh, FakeGuest, PROGRAM_PID};
 use hearth_agent_client::{
     Agent, AgentError, Configured, CopyEntry, CopyItem, CopyToStart, Entropy, Event, EventReceiver, ExecEvent,
-    ExecRequest, ExitStatus, FileKind, GuestConfig, Program, ProgramExit, ProgramState, Refresh, Welcome,
+    ExecRequest, ExitStatus, FileKind, GuestConfig, Program, ProgramExit, ProgramState, Refresh, RefreshPart, Welcome,
 };
 use hearth_agent_proto::{Decoder, Encoder, ToGuest, ToHost};
 use hearth_model::{ErrorKind, Kind};
@@ -31,8 +31,16 @@ fn config() -> GuestConfig {
 }
 
 fn refresh(generation: u64) -> Refresh {
-    let entropy = Entropy::new([1; 64]);
-    Refresh { generation, realtime_ns: 1, entropy, hostname: "h".into(), instance_id: "i".into() }
+    Refresh {
+        generation,
+        realtime_ns: 1,
+        entropy: Entropy::new([1; 64]),
+        hostname: "h".into(),
+        instance_id: "i".into(),
+        env: vec!["A=1".into()],
+        dns: Vec::new(),
+        hooks_ms: None,
+    }
 }
 
 fn command(words: &[&str]) -> ExecRequest {
@@ -127,7 +135,10 @@ async fn silence_and_loss_are_two_errors_and_neither_hangs() {
     guest.set_silent(true);
     let begun = Instant::now();
     let error = agent.refresh(&refresh(1), Duration::from_millis(50)).await.expect_err("silent");
-    assert!(matches!(error, AgentError::Silent { .. }) && error.kind() == ErrorKind::GuestUnresponsive, "{error}");
+    assert!(
+        matches!(error, AgentError::NotRefreshed { .. }) && error.kind() == ErrorKind::GuestUnresponsive,
+        "{error}"
+    );
     assert!(begun.elapsed() < PATIENCE);
     let (host, theirs) = tokio::io::duplex(64);
     drop(theirs);
@@ -145,10 +156,49 @@ async fn silence_and_loss_are_two_errors_and_neither_hangs() {
 async fn a_refused_refresh_says_why() {
     let guest = FakeGuest::new();
     let (agent, ..) = connect(&guest).await;
-    guest.set_refresh_failure(Some("set the clock: Operation not permitted"));
+    guest.at_refresh(AtRefresh::Fails("set the clock: Operation not permitted".into()));
     let error = agent.refresh(&refresh(1), PATIENCE).await.expect_err("refused");
     assert_eq!(error.to_string(), "refresh the guest: set the clock: Operation not permitted");
     assert!(guest.refreshes().is_empty());
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_not_acknowledged_as_it_was_asked_says_what_came_of_it() {
+    let soon = Duration::from_millis(50);
+    let files = "its clock, randomness, names or files";
+    let hooks = "hooks in /etc/hearth/on-fork.d";
+    for (at_refresh, told) in [
+        (AtRefresh::IsStuckAt(None), format!("did not answer within 50ms; it had come to {files}")),
+        (AtRefresh::IsStuckAt(Some(RefreshPart::ForkHooks)), format!("within 50ms; it had come to {hooks}")),
+        (AtRefresh::IsSlow(2 * soon), "did not answer within 50ms".to_owned()),
+        (AtRefresh::Lies, "acknowledges generation 6, not 7".to_owned()),
+        (AtRefresh::Dies, "connection to the guest's agent is lost".to_owned()),
+    ] {
+        let guest = FakeGuest::new();
+        let (agent, ..) = connect(&guest).await;
+        guest.at_refresh(at_refresh.clone());
+        let error = agent.refresh(&refresh(7), soon).await.expect_err("not refreshed");
+        assert!(error.to_string().contains(&told), "{at_refresh:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::GuestUnresponsive);
+    }
+    let guest = FakeGuest::new();
+    let (agent, ..) = connect(&guest).await;
+    guest.at_refresh(AtRefresh::IsSlow(soon));
+    agent.refresh(&refresh(7), PATIENCE).await.expect("slow is not late");
+}
+
+/// A guest that was saved by an older Hearth.
+#[tokio::test]
+async fn a_guest_of_version_1_is_refreshed_in_its_words() {
+    let guest = FakeGuest::new();
+    guest.set_version(1);
+    let (agent, welcome, _events) = connect(&guest).await;
+    assert_eq!((welcome.version, agent.can_fork()), (1, false));
+    let refreshed = agent.refresh(&refresh(3), PATIENCE).await.expect("refreshed");
+    assert_eq!((refreshed.generation, refreshed.forked), (3, false));
+    let seen = guest.refreshes().pop().expect("one");
+    assert_eq!((seen.generation, seen.instance_id.as_str(), seen.env.len()), (3, "i", 0));
+    assert_eq!(agent.set_clock(1, PATIENCE).await.expect_err("not in version 1").kind(), ErrorKind::Invalid);
 }
 
 #[tokio::test]
@@ -166,7 +216,7 @@ async fn a_guest_of_another_version_is_told_apart() {
     });
     let error = Agent::connect(host, PATIENCE).await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Incompatible);
-    assert_eq!(error.to_string(), "the guest's agent speaks version 9 of the protocol, this host 1");
+    assert_eq!(error.to_string(), "the guest's agent speaks version 9 of the protocol, this host up to 2");
     drop(answer);
 }
 

@@ -57,7 +57,8 @@ pub enum Configured {
     Already,
 }
 
-/// Gives a restored guest what it must not share with others.
+/// Gives a guest all that it must not share with another, in one round trip. The guest finds out by
+/// itself what of it is new: with another instance's id it is a fork of that one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refresh {
     /// Counts the refreshes of an instance; the answer names it.
@@ -69,6 +70,68 @@ pub struct Refresh {
     /// Host name.
     pub hostname: String,
     /// The instance's id.
+    pub instance_id: String,
+    /// The instance's own variables as `KEY=value`, over those of its program.
+    pub env: Vec<String>,
+    /// Name servers; empty leaves what `/etc/resolv.conf` says.
+    pub dns: Vec<String>,
+    /// How long its hooks may take together, and as long the making of a fork's SSH host keys, in
+    /// milliseconds; `None` runs no hooks, since the guest comes back from nowhere.
+    pub hooks_ms: Option<u32>,
+}
+
+/// What a refresh took, and what came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// As asked.
+    pub generation: u64,
+    /// Whether the guest was another instance before.
+    pub forked: bool,
+    /// From the message's arrival to this answer, in microseconds.
+    pub took_us: u32,
+    /// Page faults of the agent meanwhile: those that needed no disk.
+    pub minor_faults: u32,
+    /// Those that needed one.
+    pub major_faults: u32,
+    /// How many hooks ran.
+    pub hooks: u32,
+    /// What failed and need not stop the guest.
+    pub complaints: Vec<String>,
+}
+
+/// What a refresh has come to that runs programs of the image, and so may take its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefreshPart {
+    /// It makes host keys for SSH.
+    SshHostKeys,
+    /// It runs the hooks for forks.
+    ForkHooks,
+    /// It runs the hooks for restores.
+    RestoreHooks,
+}
+
+impl fmt::Display for RefreshPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SshHostKeys => "SSH host keys",
+            Self::ForkHooks => "hooks in /etc/hearth/on-fork.d",
+            Self::RestoreHooks => "hooks in /etc/hearth/on-restore.d",
+        })
+    }
+}
+
+/// The refresh of version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshV1 {
+    /// As in [`Refresh`].
+    pub generation: u64,
+    /// As in [`Refresh`].
+    pub realtime_ns: u64,
+    /// As in [`Refresh`].
+    pub entropy: Entropy,
+    /// As in [`Refresh`].
+    pub hostname: String,
+    /// As in [`Refresh`].
     pub instance_id: String,
 }
 

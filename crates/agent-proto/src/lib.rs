@@ -7,7 +7,8 @@
 //! ```text
 //!   stream   00 <cobs( epoch u64 | channel u32 | message | data | crc32 )> 00 …
 //!   host  ─► Hello{version} in a fresh random epoch         any time, also without an end seen
-//!   guest ─► Welcome{…} in that epoch, or Refused{version}
+//!   guest ─► Welcome{…} in that epoch, or Refused{version}  then Hello{version} once more, if the
+//!                                                           host speaks the guest's version too
 //!   then     frames of any other epoch are ignored by both; each request has its own channel
 //! ```
 //!
@@ -29,11 +30,24 @@ pub use exec::{ExecStart, ExitStatus, ProgramExit, TtySize};
 pub use files::{CopyDone, CopyEntry, CopyFromStart, CopyToStart, FileKind, PathStat, StatRequest};
 pub use flow::{OVERHEAD, Overrun, ReceiveWindow, SendWindow, WINDOW};
 pub use frame::{Counters, Decoder, Encoder, Frame, MAX_BODY, MAX_DATA, Malformed, TooLarge};
-pub use guest::{Configured, Entropy, GuestConfig, GuestStats, NetworkConfig, Program, ProgramState, Refresh, Welcome};
+pub use guest::{
+    Configured, Entropy, GuestConfig, GuestStats, NetworkConfig, Program, ProgramState, Refresh, RefreshPart,
+    RefreshV1, Refreshed, Welcome,
+};
 pub use message::{CONTROL, Failure, FailureKind, ToGuest, ToHost};
 
-/// The version of the protocol that this crate speaks.
-pub const VERSION: u32 = 1;
+/// The newest version of the protocol that this crate speaks. 2: the refresh is one message, which
+/// ends before its answer.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that this crate speaks.
+pub const OLDEST: u32 = 1;
+
+/// Whether this crate speaks that version.
+#[must_use]
+pub const fn speaks(version: u32) -> bool {
+    OLDEST <= version && version <= VERSION
+}
 
 /// The name of the virtio-serial port on which the agent listens.
 pub const PORT_NAME: &str = "hearth.agent";

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exec::{ExecStart, ExitStatus, ProgramExit, TtySize};
 use crate::files::{CopyDone, CopyEntry, CopyFromStart, CopyToStart, PathStat, StatRequest};
-use crate::guest::{Configured, GuestConfig, GuestStats, Refresh, Welcome};
+use crate::guest::{Configured, GuestConfig, GuestStats, Refresh, RefreshPart, RefreshV1, Refreshed, Welcome};
 
 /// The channel of what belongs to no request.
 pub const CONTROL: u32 = 0;
@@ -20,8 +20,8 @@ pub enum ToGuest {
     },
     /// → [`ToHost::Configured`].
     Configure(GuestConfig),
-    /// → [`ToHost::Refreshed`].
-    Refresh(Refresh),
+    /// → [`ToHost::RefreshedV1`].
+    RefreshV1(RefreshV1),
     /// → [`ToHost::Pong`].
     Ping,
     /// → [`ToHost::ShuttingDown`]; then SIGTERM to the program, and after the grace SIGKILL to all.
@@ -62,6 +62,14 @@ pub enum ToGuest {
     /// The host is no longer interested: a command loses its input and its terminal, and goes on;
     /// a copy ends.
     Close,
+    /// → [`ToHost::Refreshing`] before each part that runs programs, then [`ToHost::Refreshed`].
+    /// Since version 2.
+    Refresh(Refresh),
+    /// → [`ToHost::ClockSet`]. Since version 2.
+    SetClock {
+        /// The host's `CLOCK_REALTIME`, in nanoseconds since 1970.
+        realtime_ns: u64,
+    },
 }
 
 /// From guest to host.
@@ -86,7 +94,7 @@ pub enum ToHost {
     /// The configuration's answer.
     Configured(Configured),
     /// The refresh is complete.
-    Refreshed {
+    RefreshedV1 {
         /// As asked.
         generation: u64,
     },
@@ -121,6 +129,12 @@ pub enum ToHost {
     CopyDone(CopyDone),
     /// The guest has consumed that much of the channel.
     Credit(u32),
+    /// The refresh has come to this. Since version 2.
+    Refreshing(RefreshPart),
+    /// The refresh is complete. Since version 2.
+    Refreshed(Refreshed),
+    /// The clock stands as asked. Since version 2.
+    ClockSet,
 }
 
 /// Why a request failed.

@@ -1,5 +1,5 @@
-//! The bytes of every message of version 1. They are never changed: a guest that was saved years
-//! ago speaks them. A new version gets a file of its own beside this one.
+//! The bytes of every message of every version. They are never changed: a guest that was saved
+//! years ago speaks them. What a new version adds gets files of its own in `golden/`.
 
 use std::net::Ipv4Addr;
 
@@ -44,7 +44,7 @@ fn entry() -> CopyEntry {
 fn to_guest() {
     use ToGuest::{
         Close, Configure, CopyEnd, CopyFrom, CopyTo, Credit, Data, Entry, EntryEnd, Exec, Hello, Ping, ProgramExitSeen,
-        Refresh, Resize, Shutdown, Signal, Stat, Stats, Stdin, StdinEof,
+        RefreshV1, Resize, Shutdown, Signal, Stat, Stats, Stdin, StdinEof,
     };
     let network = NetworkConfig {
         address: Ipv4Addr::new(10, 0, 2, 15),
@@ -60,7 +60,7 @@ fn to_guest() {
         dns: vec![s("10.0.2.3")],
         network: Some(network),
     };
-    let refresh = hearth_agent_proto::Refresh {
+    let refresh = hearth_agent_proto::RefreshV1 {
         generation: 2,
         realtime_ns: 1_000_000_000,
         entropy: Entropy::new([7; 64]),
@@ -79,9 +79,9 @@ fn to_guest() {
     compare(
         "host to guest",
         &[
-            ("hello", coded(&Hello { version: VERSION })),
+            ("hello", coded(&Hello { version: 1 })),
             ("configure", coded(&Configure(config))),
-            ("refresh", coded(&Refresh(refresh))),
+            ("refresh", coded(&RefreshV1(refresh))),
             ("ping", coded(&Ping)),
             ("shutdown", coded(&Shutdown { grace_ms: 10_000 })),
             ("stats", coded(&Stats)),
@@ -109,11 +109,11 @@ fn to_guest() {
 fn to_host() {
     use ToHost::{
         Configured, CopyDone, CopyReady, Credit, Data, Entry, EntryEnd, Error, ExecStarted, Exited, Pong,
-        ProgramExited, ProgramStarted, Refreshed, Refused, ShuttingDown, Stat, Stats, Stderr, Stdout, Welcome,
+        ProgramExited, ProgramStarted, RefreshedV1, Refused, ShuttingDown, Stat, Stats, Stderr, Stdout, Welcome,
     };
     let exit = ProgramExit { code: 137, signal: Some(9), message: s("killed") };
     let welcome = |program, boot_failure| hearth_agent_proto::Welcome {
-        version: VERSION,
+        version: 1,
         boot_id: s("b"),
         agent_version: s("0.1.0"),
         configured: true,
@@ -137,7 +137,7 @@ fn to_host() {
             ("welcome-new", coded(&Welcome(welcome(ProgramState::NotStarted, Some(s("no disk")))))),
             ("welcome-running", coded(&Welcome(welcome(ProgramState::Running { pid: 70 }, None)))),
             ("welcome-exited", coded(&Welcome(welcome(ProgramState::Exited(exit.clone()), None)))),
-            ("refused", coded(&Refused { version: VERSION })),
+            ("refused", coded(&Refused { version: 1 })),
             ("program-started", coded(&ProgramStarted { pid: 70 })),
             ("program-exited", coded(&ProgramExited(exit))),
             ("error-not-found", coded(&failure(FailureKind::NotFound))),
@@ -147,7 +147,7 @@ fn to_host() {
             ("error-failed", coded(&failure(FailureKind::Failed))),
             ("configured", coded(&Configured(hearth_agent_proto::Configured::Now))),
             ("configured-already", coded(&Configured(hearth_agent_proto::Configured::Already))),
-            ("refreshed", coded(&Refreshed { generation: 2 })),
+            ("refreshed", coded(&RefreshedV1 { generation: 2 })),
             ("pong", coded(&Pong)),
             ("shutting-down", coded(&ShuttingDown)),
             ("stats", coded(&Stats(stats))),
@@ -168,6 +168,43 @@ fn to_host() {
             ("credit", coded(&Credit(65_536))),
         ],
         include_str!("golden/v1-to-host.txt"),
+    );
+}
+
+#[test]
+fn what_version_2_adds() {
+    let refresh = Refresh {
+        generation: 2,
+        realtime_ns: 1_000_000_000,
+        entropy: Entropy::new([7; 64]),
+        hostname: s("h"),
+        instance_id: s("i"),
+        env: vec![s("A=1")],
+        dns: vec![s("10.0.2.3")],
+        hooks_ms: Some(5000),
+    };
+    let refreshed = Refreshed {
+        generation: 2,
+        forked: true,
+        took_us: 900,
+        minor_faults: 3,
+        major_faults: 1,
+        hooks: 2,
+        complaints: vec![s("c")],
+    };
+    let refreshing = |part| coded(&ToHost::Refreshing(part));
+    compare(
+        "version 2",
+        &[
+            ("refresh", coded(&ToGuest::Refresh(refresh))),
+            ("set-clock", coded(&ToGuest::SetClock { realtime_ns: 1_000_000_000 })),
+            ("refreshing-keys", refreshing(RefreshPart::SshHostKeys)),
+            ("refreshing-fork-hooks", refreshing(RefreshPart::ForkHooks)),
+            ("refreshing-restore-hooks", refreshing(RefreshPart::RestoreHooks)),
+            ("refreshed", coded(&ToHost::Refreshed(refreshed))),
+            ("clock-set", coded(&ToHost::ClockSet)),
+        ],
+        include_str!("golden/v2.txt"),
     );
 }
 

@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hearth_agent_proto::{PORT_NAME, VSOCK_PORT};
@@ -52,6 +53,12 @@ impl Disks {
     /// A path that leads to the hidden mount.
     pub fn overlay_path(&self) -> String {
         format!("/proc/self/fd/{}", self.overlay.as_raw_fd())
+    }
+
+    /// Where it is noted whose the writable disk is: beside the image's writable layer, which no
+    /// program sees.
+    pub fn owner_file(&self) -> PathBuf {
+        format!("{}/owner", self.overlay_path()).into()
     }
 }
 

@@ -1,19 +1,23 @@
-//! What an instance must not share with another: its names, its randomness, its clock.
+//! What an instance must not share with another: its names, its randomness, its clock, its keys.
 //!
 //! The refresh after a restore is on the hot path, and everything that it runs is cold: each new
-//! way into the kernel costs more than the work itself. So it is a handful of system calls on
-//! descriptors that are open already and two copies in memory ([`Published`]), and what needs the
-//! disk comes after the answer, before anything else that the host asks ([`write_names`]).
+//! way into the kernel costs more than the work itself. So an instance that comes back as itself
+//! takes a handful of system calls on descriptors that are open already, and two copies in memory
+//! ([`Published`]). A fork writes some files too ([`disk`]), and has other keys ([`ssh`]).
 //!
 //! It fails as a whole if any part of it does, since a guest that is half itself must not be let
 //! on the network.
 
+pub mod disk;
+pub mod ssh;
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::{OpenOptionsExt as _, fchown};
 
-use hearth_agent_proto::Refresh;
+use hearth_agent_proto::Entropy;
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::sys;
@@ -63,59 +67,37 @@ impl Published {
         Ok(())
     }
 
-    /// Takes the clock and the entropy of a refresh, and the host name if it is another.
-    pub fn renew(&self, refresh: &Refresh, old: &Identity) -> Result<(), String> {
-        let (seconds, nanos) = (refresh.realtime_ns / 1_000_000_000, refresh.realtime_ns % 1_000_000_000);
-        let time = Timespec {
-            tv_sec: i64::try_from(seconds).map_err(|_| "the host's clock is out of range")?,
-            tv_nsec: i64::try_from(nanos).map_err(|_| "the host's clock is out of range")?,
-        };
-        clock_settime(ClockId::Realtime, time).map_err(|error| format!("set the clock: {}", io::Error::from(error)))?;
-        sys::reseed(&self.random, &refresh.entropy.bytes())
-            .map_err(|error| format!("reseed the random numbers: {error}"))?;
-        if refresh.hostname == old.hostname { Ok(()) } else { set_hostname(&refresh.hostname) }
+    /// Mixes the host's randomness into the kernel's, which starts anew from it.
+    pub fn reseed(&self, entropy: &Entropy) -> Result<(), String> {
+        sys::reseed(&self.random, &entropy.bytes()).map_err(|error| format!("reseed the random numbers: {error}"))
     }
+
+    /// The instance's own variables, for its program's user alone; a shell can read them in.
+    pub fn write_env(&self, env: &[String], (uid, gid): (u32, u32)) -> Result<(), String> {
+        const ASIDE: &str = "/run/hearth/.env";
+        let write = || {
+            let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(ASIDE)?;
+            fchown(&file, Some(uid), Some(gid))?;
+            file.write_all(for_shells(env).as_bytes())?;
+            fs::rename(ASIDE, "/run/hearth/env")
+        };
+        write().map_err(|error: io::Error| format!("write /run/hearth/env: {error}"))
+    }
+}
+
+/// Sets the kernel's clock.
+pub fn set_clock(realtime_ns: u64) -> Result<(), String> {
+    let time = Timespec {
+        tv_sec: i64::try_from(realtime_ns / 1_000_000_000).map_err(|_| "the host's clock is out of range")?,
+        tv_nsec: i64::try_from(realtime_ns % 1_000_000_000).map_err(|_| "the host's clock is out of range")?,
+    };
+    clock_settime(ClockId::Realtime, time).map_err(|error| format!("set the clock: {}", io::Error::from(error)))
 }
 
 /// Sets the kernel's name of this machine.
 pub fn set_hostname(name: &str) -> Result<(), String> {
     rustix::system::sethostname(name.as_bytes())
         .map_err(|error| format!("set host name {name:?}: {}", io::Error::from(error)))
-}
-
-/// Writes the names that differ from the ones before into the image's files.
-pub fn write_names(new: &Identity, old: &Identity) -> Result<(), String> {
-    let write =
-        |path: &str, content: &str| replace_file(path, content).map_err(|error| format!("write {path}: {error}"));
-    if new.hostname != old.hostname {
-        write("/etc/hostname", &format!("{}\n", new.hostname))?;
-    }
-    if (&new.hostname, new.address) != (&old.hostname, old.address) {
-        write("/etc/hosts", &hosts(&new.hostname, new.address))?;
-    }
-    // An image without the file has no use for it.
-    if new.instance_id != old.instance_id && fs::exists("/etc/machine-id").unwrap_or(false) {
-        write("/etc/machine-id", &format!("{}\n", machine_id(&new.instance_id)))?;
-    }
-    Ok(())
-}
-
-/// Writes the image's name servers over; an empty list leaves them.
-pub fn name_servers(servers: &[String]) -> Result<(), String> {
-    if servers.is_empty() {
-        return Ok(());
-    }
-    let text = servers.iter().fold(String::new(), |text, server| text + "nameserver " + server + "\n");
-    replace_file("/etc/resolv.conf", &text).map_err(|error| format!("write /etc/resolv.conf: {error}"))
-}
-
-/// Images have links here that lead to a file of a service that does not run.
-fn replace_file(path: &str, content: &str) -> io::Result<()> {
-    fs::create_dir_all("/etc")?;
-    if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
-        fs::remove_file(path)?;
-    }
-    fs::write(path, content)
 }
 
 /// The text, blanks, and a newline: any reader of numbers or JSON takes it.
@@ -126,18 +108,18 @@ fn padded(text: &str) -> [u8; PUBLISHED] {
     bytes
 }
 
-fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
-    let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n")
-}
-
-/// The same for the same instance, over any number of restores; another for each fork.
-fn machine_id(instance_id: &str) -> String {
-    // FNV-1a with 128 bits: spreads well, and needs no more code than this.
-    let hash = instance_id.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+/// `NAME='value'` lines, without the names that a shell cannot have.
+fn for_shells(env: &[String]) -> String {
+    let variables = env.iter().filter_map(|variable| variable.split_once('='));
+    let named = variables.filter(|(name, _)| {
+        !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            && !name.is_empty()
     });
-    format!("{hash:032x}")
+    named.fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{name}='{}'", value.replace('\'', r"'\''"));
+        text
+    })
 }
 
 fn json(identity: &Identity) -> String {
@@ -172,15 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn machine_ids_differ_between_instances_and_stay_the_same_for_one() {
-        assert_eq!(machine_id("i1"), machine_id("i1"));
-        assert_ne!(machine_id("i1"), machine_id("i2"));
-        assert_eq!(machine_id("i1").len(), 32);
-    }
-
-    #[test]
-    fn a_guest_knows_its_own_name() {
-        assert!(hosts("web", Some(Ipv4Addr::new(10, 0, 2, 15))).ends_with("10.0.2.15\tweb\n"));
-        assert!(hosts("web", None).contains("127.0.1.1\tweb\n"));
+    fn a_shell_reads_the_variables_as_they_are() {
+        let env = ["A=it's", "B=two\nlines $HOME", "not.a.name=1", "1=2", "C="].map(str::to_owned);
+        let script = format!("{}printf '%s|' \"$A\" \"$B\" \"$C\"", for_shells(&env));
+        let told = std::process::Command::new("/bin/sh").args(["-c", &script]).output().expect("run");
+        assert_eq!(String::from_utf8(told.stdout).expect("text"), "it's|two\nlines $HOME||");
     }
 }

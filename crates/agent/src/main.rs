@@ -8,9 +8,11 @@
 //! a Unix socket: for tests of the protocol. It then changes no clock, name, network or power.
 
 mod boot;
+mod bounded;
 mod copy_from;
 mod copy_to;
 mod exec;
+mod hooks;
 mod identity;
 mod link;
 mod network;
@@ -55,7 +57,13 @@ fn guest() -> ! {
     if let Err(error) = sys::stay_resident() {
         note::note(format_args!("cannot stay in memory: {error}"));
     }
-    let served = boot::agent_link().and_then(|link| Server::new(link, Place::Guest, failure)?.run());
+    let served = boot::agent_link().and_then(|link| {
+        let server = Server::new(link, Place::Guest, failure)?;
+        match &disks {
+            Some(disks) => server.on_disk_of(disks.owner_file()).run(),
+            None => server.run(),
+        }
+    });
     if let Err(error) = served {
         eprintln!("hearth-agent: cannot serve the host: {error}");
     }

@@ -5,11 +5,13 @@
 //! of the loop moves a bounded amount for everyone, so that a flood on one channel leaves the
 //! others, and the control channel, their turn.
 
+mod refresh;
 mod requests;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hearth_agent_proto::{CONTROL, Decoder, ExitStatus, FailureKind, GuestConfig, ProgramState, ToGuest, ToHost};
@@ -19,9 +21,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use crate::copy_from::{CopyFrom, Progress};
 use crate::copy_to::CopyTo;
 use crate::exec::{CHUNK, Exec};
-use crate::identity::{self, Identity, Published};
+use crate::identity::{Identity, Published};
 use crate::link::{Input, Link};
-use crate::note::note;
 use crate::outbox::Outbox;
 use crate::{power, program, sys};
 
@@ -75,8 +76,10 @@ pub struct Server {
     config: Option<GuestConfig>,
     identity: Identity,
     published: Option<Published>,
-    /// The identity of which the image's files still tell, after a refresh was answered.
-    stale: Option<Identity>,
+    /// Where it is noted whose the writable disk is.
+    owner: Option<PathBuf>,
+    /// The instance's own variables, as they were told last.
+    env: Vec<String>,
     program: ProgramState,
     ending: Ending,
     execs: Vec<Exec>,
@@ -103,7 +106,8 @@ impl Server {
             config: None,
             identity: Identity::default(),
             published: None,
-            stale: None,
+            owner: None,
+            env: Vec::new(),
             program: ProgramState::NotStarted,
             ending: Ending::default(),
             execs: Vec::new(),
@@ -114,6 +118,11 @@ impl Server {
         })
     }
 
+    /// On a writable disk that notes there whose it is.
+    pub fn on_disk_of(self, owner: PathBuf) -> Self {
+        Self { owner: Some(owner), ..self }
+    }
+
     /// Serves until the guest should end.
     pub fn run(mut self) -> io::Result<()> {
         let mut decoder = Decoder::default();
@@ -121,7 +130,6 @@ impl Server {
         loop {
             let more = self.produce();
             self.outbox.flush(&mut self.link);
-            self.catch_up();
             self.expire();
             if self.is_over() {
                 return Ok(());
@@ -206,15 +214,6 @@ impl Server {
             self.reap();
         }
         Ok(())
-    }
-
-    /// Does what a refresh left for after its answer.
-    fn catch_up(&mut self) {
-        if let Some(old) = self.stale.take()
-            && let Err(error) = identity::write_names(&self.identity, &old)
-        {
-            note(error);
-        }
     }
 
     fn next_deadline(&self) -> Option<Duration> {

@@ -82,7 +82,7 @@ fn explain(spawn: &Spawn<'_>, command: &str, stage: Stage, cause: &io::Error) ->
 }
 
 /// The variables without those that a later one replaces.
-fn environment(entries: &[&str]) -> Vec<String> {
+pub fn environment(entries: &[&str]) -> Vec<String> {
     let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut env: Vec<String> = Vec::with_capacity(entries.len());
     for entry in entries {

@@ -203,11 +203,39 @@ impl Drop for Shared {
     }
 }
 
-/// Keeps all of this process in memory, so that nothing has to be paged in when it counts.
+/// Keeps all of this process in memory, and what it allocates later, so that nothing has to be
+/// paged in when it counts.
 pub fn stay_resident() -> io::Result<()> {
     // SAFETY: changes no memory's contents.
-    check(unsafe { libc::mlockall(libc::MCL_CURRENT) })?;
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) })?;
     Ok(())
+}
+
+/// Page faults of this process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Faults {
+    pub minor: u32,
+    pub major: u32,
+}
+
+impl Faults {
+    /// Since it began.
+    pub fn so_far() -> Self {
+        // SAFETY: all zeroes is a valid `rusage`, which the kernel writes.
+        let usage = unsafe {
+            let mut usage: libc::rusage = mem::zeroed();
+            libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+            usage
+        };
+        let count = |faults| u32::try_from(faults).unwrap_or(u32::MAX);
+        Self { minor: count(usage.ru_minflt), major: count(usage.ru_majflt) }
+    }
+
+    /// Since then.
+    pub fn since(self) -> Self {
+        let now = Self::so_far();
+        Self { minor: now.minor.saturating_sub(self.minor), major: now.major.saturating_sub(self.major) }
+    }
 }
 
 /// Settings of network devices go through any socket.

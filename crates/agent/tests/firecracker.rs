@@ -87,6 +87,9 @@ fn refresh(generation: u64, hostname: &str) -> Refresh {
         entropy: Entropy::new([7; 64]),
         hostname: hostname.into(),
         instance_id: format!("id-of-{hostname}"),
+        env: Vec::new(),
+        dns: Vec::new(),
+        hooks_ms: Some(5000),
     }
 }
 

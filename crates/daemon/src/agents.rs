@@ -1,9 +1,12 @@
 //! Meeting the agent in a guest, and telling it who it is.
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hearth_agent_client::{Agent, Entropy, Event, EventReceiver, GuestConfig, NetworkConfig, Program, Refresh};
+use hearth_agent_client::{
+    Agent, Entropy, Event, EventReceiver, GuestConfig, NetworkConfig, Program, Refresh, Refreshed,
+};
 use hearth_model::ErrorKind;
 use hearth_model::network::inner;
 use hearth_store::InstanceRecord;
@@ -43,12 +46,24 @@ pub(crate) fn exit_text(exit: &hearth_vmm::Exit) -> String {
     }
 }
 
+/// How far behind the host's a guest's clock may be set.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
+
+/// How often a clock that was set late is set again.
+const CLOCK_ATTEMPTS: usize = 2;
+
 /// Who an instance is.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     generation: u64,
     hostname: String,
     instance_id: String,
+    env: Vec<String>,
+    dns: Vec<String>,
+    /// Its guest may believe that it is another's.
+    may_be_another: bool,
+    /// How long its hooks may take; none run unless it comes back.
+    hooks: Option<Duration>,
 }
 
 pub(crate) fn identity(record: &InstanceRecord) -> Identity {
@@ -56,19 +71,79 @@ pub(crate) fn identity(record: &InstanceRecord) -> Identity {
         generation: record.generation,
         hostname: record.spec.name.to_string(),
         instance_id: record.id.to_string(),
+        env: record.spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        dns: name_servers(record),
+        may_be_another: record.source.is_some() && record.generation == 1,
+        hooks: None,
     }
 }
 
-/// Gives a guest its clock, fresh randomness and its name; resolves when it has acknowledged.
-pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration) -> Result<(), OpError> {
+impl Identity {
+    /// Of a guest whose memory comes back.
+    pub(crate) fn coming_back(self, hooks: Duration) -> Self {
+        Self { hooks: Some(hooks), ..self }
+    }
+}
+
+/// A refresh that the guest has acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) struct Acknowledged {
+    refreshed: Refreshed,
+    /// How far behind the host's the guest's clock is, at most.
+    clock_behind: Duration,
+}
+
+impl fmt::Display for Acknowledged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refreshed { generation, forked, took_us, minor_faults, major_faults, hooks, complaints } = &self.refreshed;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let (guest, behind) = (ms(Duration::from_micros((*took_us).into())), ms(self.clock_behind));
+        write!(f, "generation {generation}, {} page faults, {guest:.1} ms in the guest", minor_faults + major_faults)?;
+        write!(f, ", clock within {behind:.1} ms")?;
+        if *forked {
+            f.write_str(", a fork")?;
+        }
+        if *hooks > 0 {
+            write!(f, ", {hooks} hooks")?;
+        }
+        complaints.iter().try_for_each(|complaint| write!(f, "; {complaint}"))
+    }
+}
+
+/// Gives a guest its clock, fresh randomness, its names and what else it must not share; resolves
+/// when it has acknowledged that.
+pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration) -> Result<Acknowledged, OpError> {
+    if identity.may_be_another && !agent.can_fork() {
+        let message = "the agent in the snapshot is of an older hearth, and cannot make a fork itself";
+        return Err(OpError::new(ErrorKind::Incompatible, message)
+            .hinted("stop and start the source, so that it boots with this hearth's agent, and fork that"));
+    }
     let refresh = Refresh {
         generation: identity.generation,
         realtime_ns: crate::clock::now_ns(),
         entropy: Entropy::new(random()?),
         hostname: identity.hostname.clone(),
         instance_id: identity.instance_id.clone(),
+        env: identity.env.clone(),
+        dns: identity.dns.clone(),
+        hooks_ms: identity.hooks.map(|hooks| u32::try_from(hooks.as_millis()).unwrap_or(u32::MAX)),
     };
-    Ok(agent.refresh(&refresh, within).await?)
+    let sent = Instant::now();
+    let refreshed = agent.refresh(&refresh, within).await?;
+    // The guest sets its clock first: what was on the way, it is behind.
+    let mut clock_behind = sent.elapsed().saturating_sub(Duration::from_micros(refreshed.took_us.into()));
+    for _ in 0..CLOCK_ATTEMPTS {
+        if clock_behind <= CLOCK_TOLERANCE || !agent.can_fork() {
+            break;
+        }
+        let sent = Instant::now();
+        agent.set_clock(crate::clock::now_ns(), within).await?;
+        clock_behind = sent.elapsed();
+    }
+    for complaint in &refreshed.complaints {
+        tracing::warn!(instance = %identity.hostname, %complaint, "the guest is refreshed but for this");
+    }
+    Ok(Acknowledged { refreshed, clock_behind })
 }
 
 /// Configures a booted guest and waits until its program has started.
@@ -125,7 +200,7 @@ fn guest_config(record: &InstanceRecord) -> GuestConfig {
             workdir: program.workdir.clone(),
             user: program.user.clone(),
         },
-        dns: record.spec.network.iter().map(|_| inner::DNS.to_string()).collect(),
+        dns: name_servers(record),
         network: record.spec.network.as_ref().map(|_| NetworkConfig {
             address: inner::ADDRESS,
             prefix: inner::PREFIX,
@@ -133,4 +208,8 @@ fn guest_config(record: &InstanceRecord) -> GuestConfig {
             mtu: None,
         }),
     }
+}
+
+fn name_servers(record: &InstanceRecord) -> Vec<String> {
+    record.spec.network.iter().map(|_| inner::DNS.to_string()).collect()
 }

@@ -245,6 +245,8 @@ pub struct Timeouts {
     pub boot_s: u32,
     /// For an agent that should be there to answer.
     pub agent_s: u32,
+    /// For a guest's hooks when it comes back, and as long for a fork's SSH host keys.
+    pub hooks_s: u32,
     /// For a guest that was asked to shut down.
     pub shutdown_grace_s: u32,
 }
@@ -260,6 +262,12 @@ impl Timeouts {
     #[must_use]
     pub fn agent(&self) -> Duration {
         Duration::from_secs(self.agent_s.into())
+    }
+
+    /// For a guest's hooks when it comes back, and as long for a fork's SSH host keys.
+    #[must_use]
+    pub fn hooks(&self) -> Duration {
+        Duration::from_secs(self.hooks_s.into())
     }
 
     /// For a guest that was asked to shut down.
@@ -303,13 +311,13 @@ impl Default for Config {
                 overlay: ByteSize::gib(10),
             },
             limits: Limits { body: ByteSize::mib(1), fork_count: 256 },
-            timeouts: Timeouts { boot_s: 120, agent_s: 30, shutdown_grace_s: 10 },
+            timeouts: Timeouts { boot_s: 120, agent_s: 30, hooks_s: 5, shutdown_grace_s: 10 },
         }
     }
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 34] = [
     "data_dir",
     "listen",
     "log.format",
@@ -342,6 +350,7 @@ const KEYS: [&str; 33] = [
     "limits.fork_count",
     "timeouts.boot_s",
     "timeouts.agent_s",
+    "timeouts.hooks_s",
     "timeouts.shutdown_grace_s",
 ];
 
@@ -456,6 +465,7 @@ impl Config {
             "limits.fork_count" => self.limits.fork_count = number(text, 1, 10_000)?,
             "timeouts.boot_s" => self.timeouts.boot_s = number(text, 1, 3600)?,
             "timeouts.agent_s" => self.timeouts.agent_s = number(text, 1, 3600)?,
+            "timeouts.hooks_s" => self.timeouts.hooks_s = number(text, 1, 3600)?,
             "timeouts.shutdown_grace_s" => self.timeouts.shutdown_grace_s = number(text, 0, 3600)?,
             other => return Err(format!("{other} is listed as a setting but not read")),
         }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use hearth_agent_proto::{
-    CONTROL, Configured, Failure, FailureKind, GuestConfig, GuestStats, ProgramState, Refresh, ToGuest, ToHost,
-    VERSION, Welcome,
+    CONTROL, Configured, Failure, FailureKind, GuestConfig, GuestStats, ProgramState, ToGuest, ToHost, VERSION,
+    Welcome, speaks,
 };
 use rustix::process::Signal;
 
@@ -12,8 +12,7 @@ use super::{Copy, Place, Server};
 use crate::copy_from::CopyFrom;
 use crate::copy_to::CopyTo;
 use crate::exec::Exec;
-use crate::identity::{self, Identity, Published};
-use crate::{network, program, stat};
+use crate::{identity, program, stat};
 
 impl Server {
     /// Takes one message.
@@ -29,7 +28,9 @@ impl Server {
         match message {
             ToGuest::Hello { .. } => {}
             ToGuest::Configure(config) => self.configure(channel, config),
-            ToGuest::Refresh(refresh) => self.refresh(channel, &refresh),
+            ToGuest::Refresh(refresh) => self.refresh(channel, refresh),
+            ToGuest::RefreshV1(refresh) => self.refresh_v1(channel, refresh),
+            ToGuest::SetClock { realtime_ns } => self.set_clock(channel, realtime_ns),
             ToGuest::Ping => self.outbox.send(channel, &ToHost::Pong, &[]),
             ToGuest::Shutdown { grace_ms } => self.shutdown(channel, grace_ms),
             ToGuest::Stats => {
@@ -84,7 +85,7 @@ impl Server {
     }
 
     fn hello(&mut self, epoch: u64, version: u32) {
-        if version != VERSION {
+        if !speaks(version) {
             self.outbox.send_in(epoch, CONTROL, &ToHost::Refused { version: VERSION }, &[]);
             return;
         }
@@ -92,7 +93,7 @@ impl Server {
         self.epoch = Some(epoch);
         self.outbox.begin(epoch);
         let welcome = Welcome {
-            version: VERSION,
+            version,
             boot_id: self.boot_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             configured: self.config.is_some(),
@@ -153,7 +154,7 @@ impl Server {
             self.outbox.send(channel, &ToHost::Configured(Configured::Already), &[]);
             return;
         }
-        if let Err(text) = self.apply(&config) {
+        if let Err(text) = self.become_first(&config) {
             self.outbox.fail(channel, FailureKind::Failed, text);
             return;
         }
@@ -169,54 +170,12 @@ impl Server {
         }
     }
 
-    fn apply(&mut self, config: &GuestConfig) -> Result<(), String> {
-        if let Some(failure) = &self.boot_failure {
-            return Err(format!("the guest could not boot: {failure}"));
+    fn set_clock(&mut self, channel: u32, realtime_ns: u64) {
+        let set = if self.place == Place::Guest { identity::set_clock(realtime_ns) } else { Ok(()) };
+        match set {
+            Ok(()) => self.outbox.send(channel, &ToHost::ClockSet, &[]),
+            Err(text) => self.outbox.fail(channel, FailureKind::Failed, text),
         }
-        let identity = Identity {
-            hostname: config.hostname.clone(),
-            instance_id: config.instance_id.clone(),
-            generation: 0,
-            address: config.network.as_ref().map(|network| network.address),
-        };
-        if self.place == Place::Guest {
-            identity::set_hostname(&identity.hostname)?;
-            identity::write_names(&identity, &self.identity)?;
-            let mut published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
-            published.write(&identity)?;
-            self.published = Some(published);
-            if let Some(network) = &config.network {
-                network::configure(network)?;
-            }
-            identity::name_servers(&config.dns)?;
-        }
-        self.identity = identity;
-        Ok(())
-    }
-
-    fn refresh(&mut self, channel: u32, refresh: &Refresh) {
-        let new = Identity {
-            hostname: refresh.hostname.clone(),
-            instance_id: refresh.instance_id.clone(),
-            generation: refresh.generation,
-            address: self.identity.address,
-        };
-        if self.place == Place::Guest {
-            let Some(published) = &mut self.published else {
-                self.outbox.fail(channel, FailureKind::Invalid, "the guest is not configured yet".to_owned());
-                return;
-            };
-            if let Err(text) = published.renew(refresh, &self.identity).and_then(|()| published.write(&new)) {
-                self.outbox.fail(channel, FailureKind::Failed, text);
-                return;
-            }
-            // Of two refreshes at once, the files still tell of what was before both.
-            let old = std::mem::replace(&mut self.identity, new);
-            self.stale.get_or_insert(old);
-        } else {
-            self.identity = new;
-        }
-        self.outbox.send(channel, &ToHost::Refreshed { generation: refresh.generation }, &[]);
     }
 
     fn shutdown(&mut self, channel: u32, grace_ms: u32) {

@@ -19,7 +19,32 @@ fn main() {
     let argument = |n: usize| args.get(n).map(String::as_str).unwrap_or_default();
     let number = |n: usize| argument(n).parse::<u64>().unwrap_or(0);
     let sleep = |seconds| std::thread::sleep(Duration::from_secs(seconds));
-    match argument(1) {
+    // Under other names it is a hook, or the image's key generator.
+    let applet = match argument(0).rsplit('/').next().unwrap_or_default() {
+        "ssh-keygen" => "keygen",
+        _ if argument(0).contains("/etc/hearth/") => "hook",
+        _ => argument(1),
+    };
+    match applet {
+        // Says who it is, and notes that it ran; `HOOK` in the environment makes it fail or hang.
+        "hook" => {
+            let own = |name: &str| std::env::var(format!("HEARTH_{name}")).unwrap_or_default();
+            let told = format!("{} is {} {} {}", argument(0), own("HOSTNAME"), own("INSTANCE_ID"), own("GENERATION"));
+            println!("{told}");
+            let mut file = std::fs::File::options().append(true).create(true).open("/tmp/hooks").expect("opened");
+            writeln!(file, "{told} {}", std::env::var("GIVEN").unwrap_or_default()).expect("written");
+            match std::env::var("HOOK").as_deref() {
+                Ok("fails") => std::process::exit(3),
+                Ok("hangs") => sleep(1000),
+                _ => {}
+            }
+        }
+        "keygen" => {
+            let file = args.iter().skip_while(|arg| *arg != "-f").nth(1).expect("a file");
+            let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("read");
+            std::fs::write(file, &random).expect("written");
+            std::fs::write(format!("{file}.pub"), random).expect("written");
+        }
         // The guest's program: says what it sees, and lives until it is told otherwise.
         "program" => {
             // SAFETY: these cannot fail.
@@ -51,6 +76,8 @@ fn main() {
         "flood" => loop {
             std::io::stdout().write_all(&[b'x'; 4096]).expect("written");
         },
+        "remove" => std::fs::remove_file(argument(2)).expect("removed"),
+        "variable" => println!("{}", std::env::var(argument(2)).unwrap_or_default()),
         "touch" => std::fs::write(argument(2), argument(3)).expect("written"),
         "size" => {
             let mut size = [0_u16; 4];

@@ -100,10 +100,10 @@ pub(super) async fn bring_back(
     if subject.record.spec.agent {
         let within = host.config.timeouts.agent();
         let (met, heard) = run.step("reach agent", agents::meet(&vmm, within)).await?;
-        let identity = agents::identity(&subject.record);
+        let identity = agents::identity(&subject.record).coming_back(host.config.timeouts.hooks());
         // Only now is it somebody: until here the guest believes that it is its source.
         let refreshed = run.step("refresh identity", agents::refresh(&met, &identity, within)).await;
-        refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?;
+        run.note(refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?.to_string());
         (agent, events) = (Some(met), Some(heard));
     }
     slot::open(host, subject, run).await?;

@@ -220,5 +220,14 @@ fn config() -> GuestConfig {
 
 fn refresh(generation: u64) -> Refresh {
     let entropy = Entropy::new([1; 64]);
-    Refresh { generation, realtime_ns: 1, entropy, hostname: "web".into(), instance_id: "i-1".into() }
+    Refresh {
+        generation,
+        realtime_ns: 1,
+        entropy,
+        hostname: "web".into(),
+        instance_id: "i-1".into(),
+        env: Vec::new(),
+        dns: Vec::new(),
+        hooks_ms: None,
+    }
 }
