@@ -350,6 +350,13 @@ pub struct ForkInstance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub count: Option<u32>,
+    /// Ours: variables over the source's. Commands and hooks in the fork have them, and its
+    /// `/run/hearth/env`; the program that runs already has them when it is started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// Ours: instead of the source's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// Ours: the answer to a fork with `count` above 1.

@@ -124,6 +124,13 @@ pub struct ForkSnapshot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub count: Option<u32>,
+    /// Ours: variables over the source's. Commands and hooks in the fork have them, and its
+    /// `/run/hearth/env`; the program that runs already has them when it is started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// Ours: instead of the source's tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
 }
 
 /// Query of `GET /snapshots`; all must match. Tags are `tags[key]=value`.

@@ -256,7 +256,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn guests_that_do_not_answer_are_waited_for_side_by_side() {
         const GUESTS: usize = 6;
-        let mut world = World::with(Backend::QemuMicrovm, |config| config.timeouts.agent_s = 1).await;
+        let mut world = World::configured(Backend::QemuMicrovm, |config| config.timeouts.agent_s = 1).await;
         for nth in 0..GUESTS {
             world.create(&format!("web-{nth}")).await.expect("created");
         }

@@ -51,7 +51,18 @@ pub(crate) struct ForkRequest {
     pub(crate) from_running: bool,
     /// Where the forks shall rest; `None` is where the source rests.
     pub(crate) target: Option<Target>,
+    /// Variables over the source's.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Instead of the source's.
     pub(crate) tags: Option<BTreeMap<String, String>>,
+}
+
+#[cfg(test)]
+impl ForkRequest {
+    /// One that is as its source is.
+    pub(crate) fn one(name: InstanceName) -> Self {
+        Self { name, count: 1, from_running: false, target: None, env: BTreeMap::new(), tags: None }
+    }
 }
 
 /// One fork of several: its name, and what became of it.
@@ -110,6 +121,11 @@ impl Registry {
             count => (1..=count).map(|number| request.name.numbered(number)).collect(),
         };
         let (pin, record, origin, made_for_it) = self.fork_from(&source, &request).await?;
+        if !record.spec.agent && !request.env.is_empty() {
+            return Err(OpError::new(ErrorKind::Unsupported, "env: the guest has no agent to take variables")
+                .hinted("leave out \"env\"")
+                .about("snapshot", record.id.as_str()));
+        }
         let target = request.target.unwrap_or(match source {
             ForkSource::Instance(ref handle) => match handle.view().state() {
                 InstanceState::Standby { .. } => Target::Standby,
@@ -123,10 +139,11 @@ impl Registry {
         });
 
         let forks = names.into_iter().map(|name| {
-            let (this, record, origin, tags) = (self.clone(), record.clone(), origin.clone(), request.tags.clone());
+            let (this, record, origin) = (self.clone(), record.clone(), origin.clone());
+            let spec = record.spec.clone().forked(name.clone(), request.env.clone(), request.tags.clone());
             let pin = this.inner.host.pins.pin(&record.id);
             tokio::spawn(async move {
-                let forked = this.fork_one(name.clone(), &record, origin, tags, pin, target).await;
+                let forked = this.fork_one(spec, &record, origin, pin, target).await;
                 (name, forked)
             })
         });
@@ -260,21 +277,12 @@ impl Registry {
 
     async fn fork_one(
         &self,
-        name: InstanceName,
+        spec: InstanceSpec,
         from: &SnapshotRecord,
         origin: Origin,
-        tags: Option<BTreeMap<String, String>>,
         source: Pin,
         target: Target,
     ) -> Result<InstanceHandle, OpError> {
-        let mut spec = InstanceSpec { name, ..from.spec.clone() };
-        if let Some(tags) = tags {
-            spec.tags = tags;
-        }
-        // A port of the host leads to one guest.
-        if let Some(network) = &mut spec.network {
-            network.ports.clear();
-        }
         let record = self.reserve(Op::Fork, spec, from.image_digest.clone(), Some(origin))?;
         let handle = self.spawn(record, None);
         handle.submit(Request::Fork(ForkPlan { source, target })).await?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hearth_agent_client::fake::FakeGuest;
+use hearth_agent_client::fake::{AtRefresh, FakeGuest};
 use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
 use hearth_model::spec::Program;
@@ -28,8 +28,16 @@ use crate::registry::Registry;
 /// Guests by the VMM that they run in.
 type Guests = Arc<Mutex<HashMap<(PathBuf, u32), FakeGuest>>>;
 
+/// How guests behave that are dialled from now on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Manners {
+    pub(crate) at_refresh: AtRefresh,
+    /// The protocol's version that they speak, if not the newest.
+    pub(crate) version: Option<u32>,
+}
+
 /// VMMs whose guests answer, and end when they are told to shut down.
-fn fake_host(mute: Arc<AtomicBool>) -> FakeHost {
+fn fake_host(mute: Arc<AtomicBool>, manners: Arc<Mutex<Manners>>) -> FakeHost {
     let guests = Guests::default();
     let this: Arc<OnceLock<FakeHost>> = Arc::default();
     let host = FakeHost::new({
@@ -40,6 +48,9 @@ fn fake_host(mute: Arc<AtomicBool>) -> FakeHost {
             let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
             let guest = guests.entry((seat.dir.clone(), seat.pid)).or_default().clone();
             guest.set_silent(mute.load(Ordering::Relaxed));
+            let Manners { at_refresh, version } = manners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            guest.at_refresh(at_refresh);
+            version.into_iter().for_each(|version| guest.set_version(version));
             drop(guest.serve(stream));
             tokio::spawn(async move {
                 while host.alive().iter().any(|alive| alive.pid == seat.pid) {
@@ -64,6 +75,7 @@ pub(crate) struct World {
     /// Guests that are dialled while this is set say nothing.
     pub(crate) mute: Arc<AtomicBool>,
     pub(crate) network: FakeNetwork,
+    manners: Arc<Mutex<Manners>>,
     _dir: tempfile::TempDir,
 }
 
@@ -89,11 +101,11 @@ impl World {
 
     /// One whose instances are run by this backend, and brought back with the hatch open or closed.
     pub(crate) async fn on(backend: Backend, hatch: ResumeOnLoad) -> Self {
-        Self::with(backend, |config| config.firecracker.resume_on_load = hatch).await
+        Self::configured(backend, |config| config.firecracker.resume_on_load = hatch).await
     }
 
-    /// One whose instances are run by this backend, with a configuration of its own.
-    pub(crate) async fn with(backend: Backend, configure: impl FnOnce(&mut Config)) -> Self {
+    /// One whose instances are run by this backend, with other settings.
+    pub(crate) async fn configured(backend: Backend, configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let data = DataDir::new(dir.path().to_owned());
         for path in data.all() {
@@ -115,12 +127,12 @@ impl World {
             path: None,
             why: String::new(),
         };
-        let mute = Arc::new(AtomicBool::new(false));
+        let (mute, manners) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Manners>>::default());
         let vmms = Vmms {
             accel: Accel::Tcg,
             accel_why: "a test".into(),
             probes: Backend::ALL.map(probe).to_vec(),
-            launcher: Launcher::Fake(fake_host(Arc::clone(&mute))),
+            launcher: Launcher::Fake(fake_host(Arc::clone(&mute), Arc::clone(&manners))),
         };
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         configure(&mut config);
@@ -128,7 +140,7 @@ impl World {
         let networks = Networks::Slots(hearth_net::Network::Fake(network.clone()));
         let host = Host::new(config, data, store, vmms, networks).expect("a host");
         let registry = Registry::new(Arc::clone(&host));
-        Self { backend, host, registry, digest, mute, network, _dir: dir }
+        Self { backend, host, registry, digest, mute, network, manners, _dir: dir }
     }
 
     pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
@@ -187,6 +199,10 @@ impl World {
             tags: BTreeMap::new(),
         };
         import_guest(Arc::clone(&self.host), plan).await
+    }
+
+    pub(crate) fn set_manners(&self, manners: Manners) {
+        *self.manners.lock().unwrap_or_else(PoisonError::into_inner) = manners;
     }
 
     pub(crate) fn get(&self, name: &str) -> InstanceHandle {

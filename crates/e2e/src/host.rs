@@ -230,6 +230,7 @@ impl TestHost {
             from_running: Some(true),
             target_state: Some(TargetState::Running),
             count: Some(count),
+            ..ForkInstance::default()
         };
         self.forked(self.client().fork(source, &request).await?)
     }
@@ -238,9 +239,9 @@ impl TestHost {
     pub async fn fork_snapshot(&self, snapshot: &str, name: &str, count: u32) -> Result<Vec<Vm<'_>>> {
         let request = ForkSnapshot {
             name: name.into(),
-            target_hypervisor: None,
             target_state: Some(TargetState::Running),
             count: Some(count),
+            ..ForkSnapshot::default()
         };
         self.forked(self.client().fork_snapshot(snapshot, &request).await?)
     }

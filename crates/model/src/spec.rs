@@ -60,6 +60,25 @@ pub struct Disk {
 }
 
 impl InstanceSpec {
+    /// Of a fork: with a name of its own, no published ports, these variables over the source's, and
+    /// instead of its tags these, if there are any to be had.
+    #[must_use]
+    pub fn forked(
+        self,
+        name: InstanceName,
+        env: BTreeMap<String, String>,
+        tags: Option<BTreeMap<String, String>>,
+    ) -> Self {
+        let mut program = self.program;
+        program.env.retain(|entry| !env.contains_key(key(entry)));
+        program.env.extend(env.iter().map(|(name, value)| format!("{name}={value}")));
+        let mut all = self.env;
+        all.extend(env);
+        // A port of the host leads to one guest.
+        let network = self.network.map(|network| Network { ports: Vec::new(), ..network });
+        Self { name, program, env: all, tags: tags.unwrap_or(self.tags), network, ..self }
+    }
+
     /// Its disks: those of every instance here, or those that it came with.
     #[must_use]
     pub fn disks(&self) -> Vec<Disk> {
@@ -159,8 +178,7 @@ impl Program {
         if argv.is_empty() {
             return Err(NoCommand(image.clone()));
         }
-        let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-        let mut all: Vec<String> = config.env.iter().filter(|e| !env.contains_key(&key(e))).cloned().collect();
+        let mut all: Vec<String> = config.env.iter().filter(|e| !env.contains_key(key(e))).cloned().collect();
         if !all.iter().any(|e| key(e) == "PATH") && !env.contains_key("PATH") {
             all.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
         }
@@ -168,6 +186,11 @@ impl Program {
         let workdir = if config.workdir.is_empty() { "/".into() } else { config.workdir.clone() };
         Ok(Self { argv, env: all, workdir, user: config.user.clone() })
     }
+}
+
+/// The name in `NAME=value`.
+fn key(entry: &str) -> &str {
+    entry.split('=').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -223,6 +246,37 @@ mod tests {
         assert!(!program.env.contains(&"B=2".to_owned()));
         assert!(program.env.iter().any(|e| e.starts_with("PATH=")));
         assert_eq!(program.workdir, "/");
+    }
+
+    #[test]
+    fn a_fork_has_its_own_name_tags_and_variables_over_its_sources() {
+        let config = ImageConfig { cmd: strings(&["/x"]), env: strings(&["A=image"]), ..ImageConfig::default() };
+        let pairs = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let env: BTreeMap<String, String> = pairs(&[("B", "source"), ("C", "source")]);
+        let source = InstanceSpec {
+            name: "web".parse().expect("a name"),
+            image: image(),
+            backend: Backend::QemuMicrovm,
+            memory: MemMib::MIN,
+            vcpus: 1,
+            overlay: ByteSize::mib(64),
+            network: true,
+            agent: true,
+            tags: pairs(&[("team", "a")]),
+            program: Program::resolve(&image(), &config, None, None, &env).expect("something to run"),
+            env,
+            foreign: None,
+        };
+        let name: InstanceName = "try".parse().expect("a name");
+        let fork = source.clone().forked(name.clone(), pairs(&[("A", "fork"), ("C", "fork")]), None);
+        assert_eq!((&fork.name, &fork.tags), (&name, &source.tags));
+        assert_eq!(fork.env, pairs(&[("A", "fork"), ("B", "source"), ("C", "fork")]));
+        let mut program = fork.program.env.clone();
+        program.retain(|entry| !entry.starts_with("PATH="));
+        program.sort();
+        assert_eq!(program, ["A=fork", "B=source", "C=fork"]);
+        let tagged = source.forked(name, BTreeMap::new(), Some(BTreeMap::new()));
+        assert!(tagged.tags.is_empty());
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! `hearth fork`: new instances that go on from where another one is.
 
+use std::collections::BTreeMap;
+
 use hearth_api::instances::{ForkInstance, Forked, TargetState};
 
+use crate::arguments::{key_value, variable};
 use crate::context::Context;
 use crate::error::CliError;
 
@@ -18,6 +21,30 @@ pub(crate) struct Arguments {
     /// Where they shall rest [default: as the source]
     #[arg(long)]
     state: Option<Target>,
+    #[command(flatten)]
+    own: Own,
+}
+
+/// What a fork has of its own.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Own {
+    /// Variable over the source's; without a value, the one that it has here. Commands and hooks
+    /// have it, and a program that is started anew
+    #[arg(long = "env", short = 'e', value_name = "KEY[=VALUE]", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Tag to give it, instead of the source's
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+    tags: Vec<(String, String)>,
+}
+
+impl Own {
+    pub(crate) fn env(&self) -> Option<BTreeMap<String, String>> {
+        (!self.env.is_empty()).then(|| self.env.iter().cloned().collect())
+    }
+
+    pub(crate) fn tags(&self) -> Option<BTreeMap<String, String>> {
+        (!self.tags.is_empty()).then(|| self.tags.iter().cloned().collect())
+    }
 }
 
 /// Where a new or restored instance shall rest.
@@ -46,6 +73,8 @@ pub(crate) async fn fork(context: &Context, arguments: Arguments) -> Result<(), 
         from_running: Some(true),
         target_state: arguments.state.map(Into::into),
         count: arguments.count,
+        env: arguments.own.env(),
+        tags: arguments.own.tags(),
     };
     let client = context.client()?;
     let forked = context.output.while_waiting(&doing, client.fork(&arguments.source, &request)).await?;

@@ -7,7 +7,7 @@ use hearth_api::snapshots::{
     CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind,
 };
 
-use super::fork::{Target, print};
+use super::fork::{Own, Target, print};
 use super::{absolute, on_each};
 use crate::arguments::key_value;
 use crate::context::Context;
@@ -132,6 +132,8 @@ pub(crate) struct Fork {
     /// Where they shall rest [default: running if the snapshot has memory]
     #[arg(long)]
     state: Option<Target>,
+    #[command(flatten)]
+    own: Own,
 }
 
 #[derive(Debug, clap::Args)]
@@ -235,6 +237,8 @@ async fn fork(context: &Context, arguments: Fork) -> Result<(), CliError> {
         target_hypervisor: None,
         target_state: arguments.state.map(Into::into),
         count: arguments.count,
+        env: arguments.own.env(),
+        tags: arguments.own.tags(),
     };
     let doing = format!("forking snapshot {}", arguments.snapshot);
     let forked = context.output.while_waiting(&doing, client.fork_snapshot(&arguments.snapshot, &request)).await?;

@@ -1,5 +1,6 @@
 //! Forks, of instances and of snapshots: one instance, or with `count` several.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,6 +12,7 @@ use hearth_api::snapshots::ForkSnapshot;
 
 use super::error::{Failure, body};
 use super::input::{Body, Named, parse_name};
+use super::instances::check_env;
 use super::observe::to_the_end;
 use super::{snapshots, view};
 use crate::ops::Target;
@@ -34,7 +36,8 @@ pub(super) async fn instance(
         count: count(&app, request.count)?,
         from_running: request.from_running.unwrap_or(false),
         target: request.target_state.map(target),
-        tags: None,
+        env: variables(request.env)?,
+        tags: request.tags,
     };
     fork(&app, ForkSource::Instance(source), request).await
 }
@@ -57,7 +60,8 @@ pub(super) async fn snapshot(
         count: count(&app, request.count)?,
         from_running: false,
         target: request.target_state.map(target),
-        tags: None,
+        env: variables(request.env)?,
+        tags: request.tags,
     };
     fork(&app, ForkSource::Snapshot(source.id), request).await
 }
@@ -92,6 +96,12 @@ fn count(app: &App, asked: Option<u32>) -> Result<usize, Failure> {
         count if (1..=most).contains(&count) => Ok(count as usize),
         count => Err(Failure::invalid(format!("field \"count\": {count} is not from 1 to {most}"))),
     }
+}
+
+fn variables(env: Option<BTreeMap<String, String>>) -> Result<BTreeMap<String, String>, Failure> {
+    let env = env.unwrap_or_default();
+    check_env(&env)?;
+    Ok(env)
 }
 
 pub(super) fn target(state: TargetState) -> Target {

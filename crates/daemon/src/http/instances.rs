@@ -266,7 +266,7 @@ fn backend(defaults: &Defaults, asked: Option<&str>) -> Result<Backend, Failure>
     })
 }
 
-fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
+pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
     match env.iter().find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')) {
         None => Ok(()),
         Some((name, _)) => Err(Failure::invalid(format!("field \"env\": {name:?} cannot be a variable"))),

@@ -1,6 +1,8 @@
 //! Every call of every verb fails in turn, before and after its effect; then one looks at what is
 //! left. And the daemon stops dead there, is started again, and one looks once more. In-process VMMs and guests, real files and records.
 
+mod refresh;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -207,21 +209,14 @@ fn plan(name: &str, kind: SnapshotKind) -> SnapshotPlan {
 }
 
 async fn fork(world: &World, target: Option<Target>) -> Result<(), OpError> {
-    let request =
-        ForkRequest { name: "child".parse().expect("a name"), count: 1, from_running: true, target, tags: None };
+    let request = ForkRequest { from_running: true, target, ..ForkRequest::one("child".parse().expect("a name")) };
     world.registry.fork(ForkSource::Instance(world.get("web")), request).await.map(drop)
 }
 
 async fn fork_imported(world: &World, name: &str, target: Target) -> Result<(), OpError> {
     let imported = world.host.store.find_snapshot("theirs").expect("readable");
     let hearth_store::Lookup::Found(imported) = imported else { panic!("it was imported") };
-    let request = ForkRequest {
-        name: name.parse().expect("a name"),
-        count: 1,
-        from_running: false,
-        target: Some(target),
-        tags: None,
-    };
+    let request = ForkRequest { target: Some(target), ..ForkRequest::one(name.parse().expect("a name")) };
     world.registry.fork(ForkSource::Snapshot(imported.id), request).await.map(drop)
 }
 

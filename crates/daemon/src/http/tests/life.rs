@@ -191,6 +191,18 @@ async fn forks_of_one_and_of_many() {
     assert_eq!(names, ["many-1", "many-3"]);
     assert_eq!((many.errors[0].name.as_str(), many.errors[0].error.kind()), ("many-2", ErrorKind::AlreadyExists));
 
+    let pairs = |name: &str, value: &str| Some([(name.to_owned(), value.to_owned())].into());
+    let own = ForkInstance { env: pairs("A", "1"), tags: pairs("of", "web"), ..request };
+    let own = ForkInstance { name: "own".into(), count: Some(2), ..own };
+    let made = client.fork("web", &own).await.expect("forked").instances;
+    assert_eq!(made.len(), 2);
+    for fork in made {
+        assert_eq!((fork.env, fork.tags), (pairs("A", "1"), pairs("of", "web")), "{}", fork.name);
+    }
+    assert_eq!(client.instance("web").await.expect("there").tags, None, "the source is as it was");
+    let odd = ForkInstance { env: pairs("A=B", "1"), ..fork("odd", None) };
+    assert_eq!(kind(client.fork("web", &odd).await), ErrorKind::Invalid);
+
     assert_eq!(kind(client.fork("web", &fork("x", Some(0))).await), ErrorKind::Invalid);
     assert_eq!(kind(client.fork("web", &fork("many-1", None)).await), ErrorKind::AlreadyExists);
 }
@@ -228,6 +240,10 @@ async fn snapshots_are_taken_listed_restored_forked_and_removed() {
     let fork = |name: &str| ForkSnapshot { name: name.into(), ..ForkSnapshot::default() };
     let made = client.fork_snapshot("base", &fork("child")).await.expect("forked").instances;
     assert_eq!(made[0].forked_from.as_ref().and_then(|from| from.snapshot_id.as_deref()), Some(base.id.as_str()));
+    let variables = Some([("A".to_owned(), "1".to_owned())].into());
+    let given = ForkSnapshot { env: variables.clone(), tags: variables.clone(), ..fork("given") };
+    let given = client.fork_snapshot("base", &given).await.expect("forked").instances.remove(0);
+    assert_eq!((&given.env, &given.tags), (&variables, &variables));
     let other = ForkSnapshot { target_hypervisor: Some("qemu".into()), ..fork("other") };
     assert_eq!(kind(client.fork_snapshot("base", &other).await), ErrorKind::Unsupported);
     let same = ForkSnapshot { target_hypervisor: Some("qemu-microvm".into()), ..fork("same") };
