@@ -260,7 +260,7 @@ mod tests {
             memory: MemMib::MIN,
             vcpus: 1,
             overlay: ByteSize::mib(64),
-            network: true,
+            network: Some(Network { ports: vec!["80:80".parse().expect("ports")], ..Network::default() }),
             agent: true,
             tags: pairs(&[("team", "a")]),
             program: Program::resolve(&image(), &config, None, None, &env).expect("something to run"),
@@ -270,6 +270,7 @@ mod tests {
         let name: InstanceName = "try".parse().expect("a name");
         let fork = source.clone().forked(name.clone(), pairs(&[("A", "fork"), ("C", "fork")]), None);
         assert_eq!((&fork.name, &fork.tags), (&name, &source.tags));
+        assert_eq!(fork.network, Some(Network::default()), "a port of the host leads to one guest");
         assert_eq!(fork.env, pairs(&[("A", "fork"), ("B", "source"), ("C", "fork")]));
         let mut program = fork.program.env.clone();
         program.retain(|entry| !entry.starts_with("PATH="));
