@@ -8,7 +8,7 @@ pub(crate) use counted::Steps;
 /// Nothing but the calls.
 #[cfg(not(feature = "fake"))]
 #[derive(Debug, Default)]
-pub(crate) struct Steps;
+pub(crate) struct Steps {}
 
 #[cfg(not(feature = "fake"))]
 impl Steps {
