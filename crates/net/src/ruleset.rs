@@ -97,12 +97,8 @@ pub(crate) fn host(rules: &HostRules<'_>, published: &[PublishedPort]) -> String
             "\t\tct status dnat meta l4proto {protocol} ct original proto-dst {port} accept"
         );
     }
-    // A published port would be a way around the isolation.
-    let (published_to_instances, between) = if *isolated {
-        (format!("\t\tiifname {links} return\n"), format!("\t\tip daddr {cidr} goto refuse\n"))
-    } else {
-        (String::new(), format!("\t\tip daddr {cidr} accept\n"))
-    };
+    // Published ports lead to an address of the range, too: they are no way around the isolation.
+    let between = if *isolated { "goto refuse" } else { "accept" };
     let mut text = format!(
         r#"table inet {table} {{}}
 delete table inet {table}
@@ -127,7 +123,7 @@ table inet {table} {{
 	}}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
-{published_to_instances}		fib daddr type local dnat ip to tcp dport map @tcp_ports
+		fib daddr type local dnat ip to tcp dport map @tcp_ports
 		fib daddr type local dnat ip to udp dport map @udp_ports
 	}}
 	chain output_nat {{
@@ -149,7 +145,8 @@ table inet {table} {{
 	}}
 	chain from_instances {{
 		ct state established,related accept
-{between}{allowed_elsewhere}		ct status dnat goto refuse
+		ip daddr {cidr} {between}
+{allowed_elsewhere}		ct status dnat goto refuse
 		accept
 	}}
 	chain to_instances {{

@@ -582,6 +582,16 @@ fn is_considered_safely(packet: &[u8]) -> Result<(), proptest::test_runner::Test
     Ok(())
 }
 
+#[test]
+fn a_name_that_is_longer_than_it_is_written_makes_no_longer_reply() {
+    // The name is a pointer back into the header, which reads as two labels there.
+    let packet = *b"\x01a\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x00\x00\x01\x00\x01";
+    let written = Message::from_vec(&packet).expect("it is one").to_vec().expect("written out");
+    assert!(written.len() > packet.len());
+    let Considered::Reply(reply) = consider(&packet, &Policy::None, &directory()) else { panic!("a reply") };
+    assert!(reply.len() <= packet.len(), "{} for {}", reply.len(), packet.len());
+}
+
 /// A real answer, for a fuzzer to spoil.
 fn answer_sample() -> Vec<u8> {
     let mut records = vec![cname("example.com.", "cdn.net."), a("cdn.net.", 60, FAR)];
