@@ -13,7 +13,8 @@ use hearth_model::Kind;
 use hearth_model::network::Protocol;
 use ipnet::Ipv4Net;
 use serde_json::Value;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::fault::{During, NetError};
 use crate::foreign::{self, ForeignError};
@@ -33,12 +34,19 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 /// Prepares the host. Returns a number above those of all slots that are left.
 pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<u32, NetError> {
     let outside = &ground.outside;
-    refuse_clash(config.cidr.trunc(), ground.tag, outside)?;
+    let cidr = config.cidr.trunc();
+    refuse_clash(cidr, ground.tag, outside)?;
     forward()?;
     let kept = remove_orphans(ground, outside, owned)?;
-    set_rules(config, ground, owned)?;
-    let cidr = config.cidr.trunc();
-    outside.add_unreachable(cidr).during("say where is not", || cidr.to_string())?;
+    let set = set_rules(config, ground, owned)
+        .and_then(|()| outside.add_unreachable(cidr).during("say where is not", || cidr.to_string()));
+    if let Err(error) = set {
+        // Those of slots that are left stay: they lack something, but not everything.
+        if kept.is_empty() {
+            restore(cidr, ground)?;
+        }
+        return Err(error);
+    }
     Ok(kept.last().map_or(0, |last| last.saturating_add(1)))
 }
 
@@ -53,15 +61,34 @@ pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground) -> Result<(), NetError> {
     ground.outside.remove_unreachable(cidr).during("remove the route to", || cidr.to_string())
 }
 
+/// Sees to it that other people's rules let instances through, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Admitting {
+    stop: DropGuard,
+    task: JoinHandle<()>,
+}
+
+impl Admitting {
+    /// Returns when it adds nothing any more.
+    pub(crate) async fn end(self) {
+        drop(self.stop);
+        self.task.await.unwrap_or_else(|error| tracing::warn!(%error, "let instances through others' rules"));
+    }
+}
+
 /// Lets instances through other people's chains that refuse to forward, now and whenever somebody
 /// writes those anew; or says what the user has to do about them. Needs a tokio runtime.
-pub(crate) fn admit(config: &NetConfig, ground: &Ground) -> Option<AbortOnDropHandle<()>> {
+pub(crate) fn admit(config: &NetConfig, ground: &Ground) -> Option<Admitting> {
     let (nft, tag) = (ground.nft, ground.tag.to_string());
     if !config.admit_in_foreign_chains {
         match foreign::find(nft, &tag) {
             Ok(chains) => chains.iter().filter(|chain| !chain.admits()).for_each(|chain| {
                 let advice = chain.advice(&tag);
-                tracing::warn!(%chain, advice, "instances reach nobody: a chain refuses to forward, and the configuration lets the daemon add nothing to it");
+                tracing::warn!(
+                    %chain,
+                    advice,
+                    "instances reach nobody: a chain refuses to forward, and the configuration lets the daemon add nothing to it"
+                );
             }),
             Err(error) => say(&error),
         }
@@ -70,25 +97,26 @@ pub(crate) fn admit(config: &NetConfig, ground: &Ground) -> Option<AbortOnDropHa
     // Listened to first, so that no change is missed.
     let changes = RuleChanges::listen();
     admit_now(nft, &tag);
-    match changes {
-        Ok(mut changes) => Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            while changes
-                .changed()
-                .await
-                .inspect_err(|error| tracing::warn!(%error, "listen to changes of rules"))
-                .is_ok()
-            {
-                // Who writes a table anew changes much at once.
-                tokio::time::sleep(CHANGES).await;
-                let tag = tag.clone();
-                if tokio::task::spawn_blocking(move || admit_now(nft, &tag)).await.is_err() {
-                    return;
-                }
-            }
-        }))),
-        Err(error) => {
-            tracing::warn!(%error, "listen to changes of rules");
-            None
+    let changes = changes.inspect_err(|error| tracing::warn!(%error, "listen to changes of rules")).ok()?;
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(admit_again(nft, tag, changes, stop.clone()));
+    Some(Admitting { stop: stop.drop_guard(), task })
+}
+
+async fn admit_again(nft: Nft, tag: String, mut changes: RuleChanges, stop: CancellationToken) {
+    loop {
+        match stop.run_until_cancelled(changes.changed()).await {
+            None => return,
+            Some(Ok(())) => {}
+            Some(Err(error)) => return tracing::warn!(%error, "listen to changes of rules"),
+        }
+        // Who writes a table anew changes much at once.
+        if stop.run_until_cancelled(tokio::time::sleep(CHANGES)).await.is_none() {
+            return;
+        }
+        let tag = tag.clone();
+        if tokio::task::spawn_blocking(move || admit_now(nft, &tag)).await.is_err() {
+            return;
         }
     }
 }

@@ -1,42 +1,39 @@
 //! Slots on this host: made ahead in a pool, taken by instances, found again after a restart.
 //!
-//! The pool is filled off the path: each take, and each slot that was made, looks whether more are
-//! wanted. What talks to the kernel runs to its end on a thread that may block, whether the caller
+//! What talks to the kernel runs to its end on a thread that may block, whether the caller
 //! still waits or not.
 
-use std::borrow::Borrow;
+mod pool;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use hearth_model::error::chain;
 use hearth_model::{InstanceId, InstanceName};
 use rustix::thread::CapabilitySet;
 use tokio::runtime::Handle;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+use pool::{refill, remove_later};
 
 use crate::dns::{Directory, Forwarder, Served};
 use crate::fault::{During, Impossible, NetError};
-use crate::host;
+use crate::host::{self, Admitting};
 use crate::lease::{Leases, host_address};
 use crate::netlink::Rtnl;
 use crate::netns;
 use crate::nft::Nft;
 use crate::publish::{self, PublishError, Published};
 use crate::ruleset::{self, PublishedPort};
-use crate::slot::{self, Ground, MADE_AT_ONCE, Slot, Turns};
+use crate::slot::{self, Ground, Slot, Turns};
 use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
 use crate::steps::Steps;
 use crate::tag::Tag;
-
-/// Making and removing devices keeps the kernel's one lock of all network changes for milliseconds at
-/// a time. So the background waits until no instance has been on its way for this long,
-const QUIET: Duration = Duration::from_millis(20);
-/// or until it has waited this long.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Slots on this host. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,10 +48,12 @@ struct Inner {
     forwarder: Forwarder,
     /// What is made and removed in the background.
     background: TaskTracker,
+    /// An instance is not on its way any more.
+    calmer: Notify,
     /// Sees to it that other people's rules let instances through.
-    _admitting: Option<AbortOnDropHandle<()>>,
-    /// Held as long as this is: no other process uses the same names.
-    _tag: UnixDatagram,
+    admitting: Mutex<Option<Admitting>>,
+    /// Held as long as this is: no other process uses the same names, or the same range.
+    _locks: [UnixDatagram; 2],
 }
 
 #[derive(Debug)]
@@ -134,6 +133,7 @@ impl Slots {
     pub(crate) async fn take(&self, wish: &Wish) -> Result<Taken, NetError> {
         let (inner, wish) = (Arc::clone(&self.0), wish.clone());
         let taken = blocking(move || take(&inner, &wish)).await;
+        self.0.calmer.notify_waiters();
         refill(&self.0);
         taken
     }
@@ -157,12 +157,15 @@ impl Slots {
                 self.0.names.insert(&instance.name, instance.address);
             }
         }
+        self.0.calmer.notify_waiters();
         done
     }
 
     pub(crate) async fn release(&self, id: &InstanceId) -> Result<(), NetError> {
         let (inner, id) = (Arc::clone(&self.0), id.clone());
-        blocking(move || release(&inner, &id)).await
+        let released = blocking(move || release(&inner, &id)).await;
+        self.0.calmer.notify_waiters();
+        released
     }
 
     pub(crate) async fn adopt(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
@@ -180,11 +183,16 @@ impl Slots {
             state.closed = true;
             std::mem::take(&mut state.pool)
         };
+        self.0.calmer.notify_waiters();
         for slot in waiting {
             remove_later(&self.0, slot);
         }
         self.0.background.close();
         self.0.background.wait().await;
+        let admitting = self.0.admitting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(admitting) = admitting {
+            admitting.end().await;
+        }
         if !self.0.lock().instances.is_empty() {
             return;
         }
@@ -309,7 +317,10 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
     // A daemon that begins anew does not know which addresses rest: it begins at another one.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let leases = Leases::new(config.cidr, config.reuse_after, now.subsec_nanos())?;
-    let lock = lock_tag(tag)?;
+    let names_lock = lock(&tag.to_string(), || NetError::TagTaken { tag: tag.to_string() })?;
+    let cidr = config.cidr.trunc();
+    let of_another = || NetError::RangeClash { cidr, with: "another daemon that uses it".into() };
+    let range_lock = lock(&cidr.to_string(), of_another)?;
     let ground = Ground {
         tag,
         host: netns::current().during("open", || "the host's network namespace".into())?,
@@ -339,19 +350,20 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         names,
         forwarder,
         background: TaskTracker::new(),
-        _admitting: admitting,
-        _tag: lock,
+        calmer: Notify::new(),
+        admitting: Mutex::new(admitting),
+        _locks: [names_lock, range_lock],
     })))
 }
 
-/// A name of the abstract kind goes with the process, and belongs to the network namespace, as all
-/// that is named after the tag does.
-fn lock_tag(tag: Tag) -> Result<UnixDatagram, NetError> {
+/// A socket's name of the abstract kind goes with the process, and belongs to the network namespace,
+/// as all that it stands for does.
+fn lock(what: &str, taken: impl FnOnce() -> NetError) -> Result<UnixDatagram, NetError> {
     let bound =
-        SocketAddr::from_abstract_name(format!("hearth-net-{tag}")).and_then(|name| UnixDatagram::bind_addr(&name));
+        SocketAddr::from_abstract_name(format!("hearth-net-{what}")).and_then(|name| UnixDatagram::bind_addr(&name));
     bound.map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => NetError::TagTaken { tag: tag.to_string() },
-        _ => NetError::Host { action: "lock", object: format!("the tag {tag}"), source },
+        std::io::ErrorKind::AddrInUse => taken(),
+        _ => NetError::Host { action: "lock", object: format!("{what} for this daemon"), source },
     })
 }
 
@@ -493,84 +505,4 @@ fn unpublish(inner: &Inner, id: &InstanceId) -> Result<(), NetError> {
             Err(source) => Err(NetError::Rules { of: ruleset::host_table(&tag), source }),
         }
     })
-}
-
-/// Makes more slots for the pool, if more are wanted.
-fn refill(inner: &Arc<Inner>) {
-    loop {
-        let number = {
-            let mut state = inner.lock();
-            let enough = state.pool.len() + state.being_made >= inner.config.pool;
-            if state.closed || enough || state.being_made >= MADE_AT_ONCE {
-                return;
-            }
-            state.being_made += 1;
-            state.number()
-        };
-        in_background(inner, move |inner| {
-            let made = if inner.lock().closed { None } else { Some(Slot::make(&inner.ground, number)) };
-            let mut state = inner.lock();
-            state.being_made -= 1;
-            match made {
-                None => {}
-                Some(Ok(slot)) if state.closed => {
-                    drop(state);
-                    drop(slot);
-                    slot::remove_or_say(&inner.ground, number);
-                }
-                Some(Ok(slot)) => {
-                    state.pool.push_back(slot);
-                    drop(state);
-                    refill(inner);
-                }
-                Some(Err(error)) => {
-                    drop(state);
-                    // The next take tries again, and tells its caller if that fails too.
-                    let error = chain(&error);
-                    tracing::warn!(error, "a slot could not be made ahead");
-                }
-            }
-        });
-    }
-}
-
-fn remove_later(inner: &Arc<Inner>, slot: impl Borrow<Slot> + Send + 'static) {
-    in_background(inner, move |inner| {
-        let number = slot.borrow().number;
-        // Its sockets would keep the namespace.
-        drop(slot);
-        slot::remove_or_say(&inner.ground, number);
-    });
-}
-
-/// Runs what has time, when nobody is in a hurry.
-fn in_background(inner: &Arc<Inner>, work: impl FnOnce(&Arc<Inner>) + Send + 'static) {
-    let there = Arc::clone(inner);
-    inner.background.spawn(async move {
-        quiet(&there).await;
-        blocking(move || {
-            work(&there);
-            Ok(())
-        })
-        .await
-    });
-}
-
-async fn quiet(inner: &Inner) {
-    let latest = Instant::now() + PATIENCE;
-    loop {
-        let now = Instant::now();
-        let until = {
-            let state = inner.lock();
-            let on_their_way = state.instances.values().any(|instance| instance.on_its_way);
-            if state.closed {
-                return;
-            }
-            if on_their_way { now + QUIET } else { state.busy + QUIET }
-        };
-        if now >= until.min(latest) {
-            return;
-        }
-        tokio::time::sleep_until(until.min(latest).into()).await;
-    }
 }

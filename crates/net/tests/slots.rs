@@ -303,6 +303,9 @@ fn a_range_that_the_host_uses_is_refused_by_name() {
         let network = open(&config).expect("it is free");
         let again = open(&config);
         assert!(matches!(again, Err(NetError::TagTaken { .. })), "two daemons with one directory: {again:?}");
+        let data = tempfile::tempdir().expect("a directory");
+        let again = open(&NetConfig { data_dir: data.path().to_owned(), ..config });
+        assert!(matches!(again, Err(NetError::RangeClash { .. })), "two daemons with one range: {again:?}");
         host.runtime.block_on(network.close());
     });
 }
