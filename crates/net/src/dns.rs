@@ -24,7 +24,7 @@ mod upstream;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,8 +37,6 @@ use consider::{Considered, Question, consider};
 use upstream::Upstreams;
 
 pub(crate) use directory::Directory;
-#[cfg(test)]
-use policy::Admit;
 pub(crate) use policy::Policy;
 
 /// Questions of one slot that are worked on at a time.
@@ -70,17 +68,7 @@ pub(crate) struct Sockets {
 /// A slot that is being answered, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Served {
-    #[cfg(test)]
-    policy: Arc<RwLock<Policy>>,
     _tasks: JoinSet<()>,
-}
-
-#[cfg(test)]
-impl Served {
-    /// From the next question on.
-    fn set_policy(&self, policy: Policy) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
-    }
 }
 
 impl Forwarder {
@@ -104,27 +92,19 @@ impl Forwarder {
         sockets.tcp.set_nonblocking(true)?;
         let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
         let tcp = TcpListener::from_std(sockets.tcp)?;
-        let policy = Arc::new(RwLock::new(policy));
-        let slot = Slot {
-            forwarder: self.clone(),
-            policy: Arc::clone(&policy),
-            questions: Arc::new(Semaphore::new(QUESTIONS_PER_SLOT)),
-        };
+        let questions = Arc::new(Semaphore::new(QUESTIONS_PER_SLOT));
+        let slot = Slot { forwarder: self.clone(), policy, questions };
         let mut tasks = JoinSet::new();
         tasks.spawn(slot.clone().serve_udp(udp));
         tasks.spawn(slot.serve_tcp(tcp));
-        Ok(Served {
-            #[cfg(test)]
-            policy,
-            _tasks: tasks,
-        })
+        Ok(Served { _tasks: tasks })
     }
 }
 
 #[derive(Debug, Clone)]
 struct Slot {
     forwarder: Forwarder,
-    policy: Arc<RwLock<Policy>>,
+    policy: Policy,
     questions: Arc<Semaphore>,
 }
 
@@ -143,8 +123,7 @@ impl Slot {
                 }
             };
             while answering.try_join_next().is_some() {}
-            let policy = self.policy();
-            match consider(&buffer[..length], &policy, &self.forwarder.directory) {
+            match consider(&buffer[..length], &self.policy, &self.forwarder.directory) {
                 Considered::Silence => {}
                 Considered::Reply(reply) => send(&socket, &reply, guest).await,
                 Considered::Ask(question) => match self.permits() {
@@ -152,7 +131,7 @@ impl Slot {
                     Some(permits) => {
                         let (slot, socket) = (self.clone(), Arc::clone(&socket));
                         answering.spawn(async move {
-                            let reply = slot.answer(&question, &policy).await;
+                            let reply = slot.answer(&question).await;
                             send(&socket, &reply.for_udp(&question), guest).await;
                             drop(permits);
                         });
@@ -199,13 +178,12 @@ impl Slot {
             };
             let Some(packet) = buffer.get_mut(..length) else { return Ok(()) };
             timeout(IDLE, stream.read_exact(packet)).await??;
-            let policy = self.policy();
-            let reply = match consider(packet, &policy, &self.forwarder.directory) {
+            let reply = match consider(packet, &self.policy, &self.forwarder.directory) {
                 Considered::Silence => return Ok(()),
                 Considered::Reply(reply) => reply,
                 Considered::Ask(question) => match self.permits() {
                     None => question.servfail(),
-                    Some(_permits) => self.answer(&question, &policy).await.for_tcp(&question),
+                    Some(_permits) => self.answer(&question).await.for_tcp(&question),
                 },
             };
             let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
@@ -215,7 +193,7 @@ impl Slot {
     }
 
     /// What the guest gets; addresses are admitted before.
-    async fn answer(&self, question: &Question, policy: &Policy) -> relay::Reply {
+    async fn answer(&self, question: &Question) -> relay::Reply {
         let answer = match question.instance() {
             Some(address) => relay::Reply::instance(question, address),
             None => match self.forwarder.upstreams.ask(question).await {
@@ -230,17 +208,13 @@ impl Slot {
         let ours = question.instance().is_some();
         let believed = |address| ours || !self.forwarder.directory.is_instance_range(address);
         let addresses: Vec<_> = answer.addresses(question).filter(|(address, _)| believed(*address)).collect();
-        match policy.admit(&addresses).await {
+        match self.policy.admit(&addresses).await {
             Ok(()) => answer,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "let a guest reach an address that it may");
                 relay::Reply::servfail(question)
             }
         }
-    }
-
-    fn policy(&self) -> Policy {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn permits(&self) -> Option<impl Send + use<>> {

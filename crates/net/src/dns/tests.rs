@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::consider::{Considered, consider};
+use super::policy::Admit;
 use super::*;
 use crate::nft::{Nft, NftError};
 use crate::ruleset;
@@ -178,8 +179,10 @@ fn addresses(answer: &Message) -> Vec<Ipv4Addr> {
     answer.answers.iter().filter_map(address).collect()
 }
 
+type Admitted = Arc<Mutex<Vec<(Ipv4Addr, Duration)>>>;
+
 /// A list, and what was admitted.
-fn only(names: &[&str]) -> (Policy, Arc<Mutex<Vec<(Ipv4Addr, Duration)>>>) {
+fn only(names: &[&str]) -> (Policy, Admitted) {
     let admitted = Arc::new(Mutex::new(Vec::new()));
     let list = names.iter().map(|text| text.parse().expect("a pattern")).collect();
     let note = Arc::clone(&admitted);
@@ -255,7 +258,7 @@ async fn what_egress_does_not_allow_is_refused_and_nobody_is_asked() {
         assert_eq!(guest.code(owner, RecordType::A).await, ResponseCode::Refused, "{owner}");
     }
     let (policy, admitted) = only(&["example.com", "*.example.org"]);
-    guest.served.set_policy(policy);
+    let guest = Guest::of(&[&server], policy).await;
     let other = ["www.example.com.", "example.org.", "evil.com.", "example.com.evil.com.", "web.", "com."];
     // One label that looks like three when it is written out.
     for owner in other.into_iter().chain(["evil\\.example.org."]) {
@@ -269,7 +272,7 @@ async fn what_egress_does_not_allow_is_refused_and_nobody_is_asked() {
     // An instance is on a list by either of its names.
     for list in ["web", "web.hearth.internal", "*.hearth.internal"] {
         let (policy, admitted) = only(&[list]);
-        guest.served.set_policy(policy);
+        let guest = Guest::of(&[&server], policy).await;
         for owner in ["web.", "web.hearth.internal."] {
             assert_eq!(guest.addresses(owner).await, [WEB], "{owner} by {list}");
         }
