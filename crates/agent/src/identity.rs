@@ -2,8 +2,8 @@
 //!
 //! The refresh after a restore is on the hot path, and everything that it runs is cold: each new
 //! way into the kernel costs more than the work itself. So an instance that comes back as itself
-//! takes a handful of system calls on descriptors that are open already, and two copies in memory
-//! ([`Published`]). A fork writes some files too ([`disk`]), and has other keys ([`ssh`]).
+//! takes a handful of system calls on descriptors that are open already, and some copies in memory
+//! ([`Published`]). A fork whose image has seeds ([`disk`]) and SSH host keys ([`ssh`]) has others.
 //!
 //! It fails as a whole if any part of it does, since a guest that is half itself must not be let
 //! on the network.
@@ -31,6 +31,9 @@ pub struct Identity {
     pub address: Option<Ipv4Addr>,
 }
 
+/// The machine's id, which the image's file shows.
+pub const MACHINE_ID: &str = "/run/hearth/machine-id";
+
 /// Length of each published file, in bytes: fixed, so that another identity is one copy in memory.
 const PUBLISHED: usize = 512;
 
@@ -40,20 +43,26 @@ const PUBLISHED: usize = 512;
 pub struct Published {
     random: File,
     instance: sys::Shared,
+    machine_id: sys::Shared,
     generation: sys::Shared,
 }
 
 impl Published {
     pub fn open() -> io::Result<Self> {
         fs::create_dir_all("/run/hearth")?;
-        let map = |name| {
+        let map = |path: &str, length: usize| {
             let options = File::options().create(true).read(true).write(true).truncate(false).clone();
-            let file = options.open(format!("/run/hearth/{name}"))?;
-            file.set_len(PUBLISHED as u64)?;
-            sys::Shared::map(&file, PUBLISHED)
+            let file = options.open(path)?;
+            file.set_len(length as u64)?;
+            sys::Shared::map(&file, length)
         };
         let random = File::options().write(true).open("/dev/urandom")?;
-        Ok(Self { random, instance: map("instance.json")?, generation: map("generation")? })
+        Ok(Self {
+            random,
+            instance: map("/run/hearth/instance.json", PUBLISHED)?,
+            machine_id: map(MACHINE_ID, machine_id("").len())?,
+            generation: map("/run/hearth/generation", PUBLISHED)?,
+        })
     }
 
     /// The generation comes last: who sees it change finds the rest changed.
@@ -63,6 +72,7 @@ impl Published {
             return Err("host name and instance id are too long".to_owned());
         }
         self.instance.write(&padded(&instance));
+        self.machine_id.write(machine_id(&identity.instance_id).as_bytes());
         self.generation.write(&padded(&identity.generation.to_string()));
         Ok(())
     }
@@ -122,6 +132,15 @@ fn for_shells(env: &[String]) -> String {
     })
 }
 
+/// The same for the same instance, over any number of restores; another for each fork. A line.
+pub fn machine_id(instance_id: &str) -> String {
+    // FNV-1a with 128 bits: spreads well, and needs no more code than this.
+    let hash = instance_id.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    });
+    format!("{hash:032x}\n")
+}
+
 fn json(identity: &Identity) -> String {
     let mut text = String::from("{");
     for (key, value) in [("instance_id", &identity.instance_id), ("hostname", &identity.hostname)] {
@@ -151,6 +170,13 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&json(&odd)).expect("valid");
         assert_eq!(parsed["hostname"], "a\"b\\c\n");
         assert_eq!(parsed["generation"], 3);
+    }
+
+    #[test]
+    fn machine_ids_differ_between_instances_and_stay_the_same_for_one() {
+        assert_eq!(machine_id("i1"), machine_id("i1"));
+        assert_ne!(machine_id("i1"), machine_id("i2"));
+        assert_eq!(machine_id("i1").trim_end().len(), 32);
     }
 
     #[test]

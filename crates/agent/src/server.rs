@@ -78,6 +78,8 @@ pub struct Server {
     published: Option<Published>,
     /// Where it is noted whose the writable disk is.
     owner: Option<PathBuf>,
+    /// The identity of which the image's files still tell, after a refresh was answered.
+    stale: Option<Identity>,
     /// The instance's own variables, as they were told last.
     env: Vec<String>,
     program: ProgramState,
@@ -107,6 +109,7 @@ impl Server {
             identity: Identity::default(),
             published: None,
             owner: None,
+            stale: None,
             env: Vec::new(),
             program: ProgramState::NotStarted,
             ending: Ending::default(),
@@ -130,6 +133,7 @@ impl Server {
         loop {
             let more = self.produce();
             self.outbox.flush(&mut self.link);
+            self.catch_up();
             self.expire();
             if self.is_over() {
                 return Ok(());

@@ -32,16 +32,27 @@ pub fn write_names(new: &Identity, old: &Identity) -> Result<(), String> {
     if (&new.hostname, new.address) != (&old.hostname, old.address) {
         write("/etc/hosts", &hosts(&new.hostname, new.address))?;
     }
-    if new.instance_id == old.instance_id {
+    Ok(())
+}
+
+/// Has `/etc/machine-id` show what that file in memory says, as systemd does with an id for one
+/// boot: so another id is a copy in memory, and needs no disk. An image without the file has no use
+/// for it.
+pub fn show_machine_id(in_memory: &str) -> Result<(), String> {
+    const SHOWN: &str = "/etc/machine-id";
+    if !fs::exists(SHOWN).unwrap_or(false) {
         return Ok(());
     }
-    for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
-        // An image without the file has no use for it; a link leads to the other one.
-        if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-            write(path, &format!("{}\n", machine_id(&new.instance_id)))?;
-        }
-    }
-    Ok(())
+    write(SHOWN, "").and_then(|()| {
+        let error = |error| format!("show {in_memory} as {SHOWN}: {}", io::Error::from(error));
+        rustix::mount::mount_bind(in_memory, SHOWN).map_err(error)
+    })
+}
+
+/// Gives D-Bus the id too, if it has a file of its own for that, which usually is a link.
+pub fn write_machine_id_of_dbus(id: &str) -> Result<(), String> {
+    const FILE: &str = "/var/lib/dbus/machine-id";
+    if is_file(FILE) { write(FILE, id) } else { Ok(()) }
 }
 
 /// Writes the image's name servers over; an empty list leaves them.
@@ -54,16 +65,23 @@ pub fn name_servers(servers: &[String]) -> Result<(), String> {
 
 /// Fills the seeds that are there with other randomness.
 pub fn renew_seeds() -> Result<(), String> {
-    for path in SEEDS {
-        if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-            let mut seed = [0; SEED];
-            File::open("/dev/urandom")
-                .and_then(|mut random| random.read_exact(&mut seed))
-                .and_then(|()| write_over(path, &seed))
-                .map_err(|error| format!("renew {path}: {error}"))?;
-        }
+    for path in seeds() {
+        let mut seed = [0; SEED];
+        File::open("/dev/urandom")
+            .and_then(|mut random| random.read_exact(&mut seed))
+            .and_then(|()| write_over(path, &seed))
+            .map_err(|error| format!("renew {path}: {error}"))?;
     }
     Ok(())
+}
+
+/// The seeds that are there.
+pub fn seeds() -> impl Iterator<Item = &'static str> {
+    SEEDS.into_iter().filter(|path| is_file(path))
+}
+
+fn is_file(path: &str) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
 /// Whether the disk was last another instance's; it is this one's from [`own`] on. A disk that says
@@ -108,25 +126,9 @@ fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n")
 }
 
-/// The same for the same instance, over any number of restores; another for each fork.
-fn machine_id(instance_id: &str) -> String {
-    // FNV-1a with 128 bits: spreads well, and needs no more code than this.
-    let hash = instance_id.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-    });
-    format!("{hash:032x}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn machine_ids_differ_between_instances_and_stay_the_same_for_one() {
-        assert_eq!(machine_id("i1"), machine_id("i1"));
-        assert_ne!(machine_id("i1"), machine_id("i2"));
-        assert_eq!(machine_id("i1").len(), 32);
-    }
 
     #[test]
     fn a_guest_knows_its_own_name() {

@@ -4,10 +4,14 @@
 //! everybody in the guest sees at once to what runs programs of the image:
 //!
 //! ```text
-//!   clock ─► randomness ─► host name ─► names on the disk ─► name servers
-//!     of a fork: seeds ─► SSH host keys ─► the disk's owner
-//!   ─► /run/hearth ─► hooks: on-fork.d of a fork, then on-restore.d
+//!   clock ─► randomness ─► host name ─► name servers, if they are others
+//!     of a fork: seeds ─► SSH host keys
+//!   ─► /run/hearth, the machine's id ─► names on the disk ─► hooks: on-fork.d, then on-restore.d
 //! ```
+//! Where there are no hooks to see them, `/etc/hostname` and `/etc/hosts` are written right after
+//! the answer, before anything else that the host asks: writing to the disk costs several times
+//! what all the rest does.
+//!
 //! Every error names the part. A hook for forks that fails, fails the refresh: what it should have
 //! replaced may still be the source's. One for restores is told of, and the guest goes on: its
 //! memory is its own, and there is no other way to it.
@@ -34,6 +38,12 @@ struct Came {
     forked: bool,
     hooks: u32,
     complaints: Vec<String>,
+}
+
+/// Looks where a refresh will look: what the kernel has found once, or not found, it finds in its
+/// memory after a restore, and does not ask the disk.
+fn look_ahead() {
+    let _ = (hooks::any(), ssh::host_keys(), disk::seeds().count());
 }
 
 impl Server {
@@ -91,6 +101,7 @@ impl Server {
             let mut published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
             published.write(&identity)?;
             self.published = Some(published);
+            disk::show_machine_id(identity::MACHINE_ID)?;
             if let Some(network) = &config.network {
                 network::configure(network)?;
             }
@@ -105,9 +116,22 @@ impl Server {
                 disk::own(owner, &identity.instance_id)?;
             }
             came.complaints.iter().for_each(note);
+            look_ahead();
         }
         self.identity = identity;
         Ok(())
+    }
+
+    /// Does what a refresh left for after its answer.
+    pub(super) fn catch_up(&mut self) {
+        let Some(old) = self.stale.take() else { return };
+        let new = &self.identity;
+        let names = disk::write_names(new, &old);
+        let owner = match &self.owner {
+            Some(owner) if new.instance_id != old.instance_id => disk::own(owner, &new.instance_id),
+            _ => Ok(()),
+        };
+        [names, owner].into_iter().filter_map(Result::err).for_each(note);
     }
 
     /// Becomes what a refresh says. `tell`: the channel on which the host hears what it has come to.
@@ -130,7 +154,6 @@ impl Server {
         if new.hostname != self.identity.hostname {
             identity::set_hostname(&new.hostname)?;
         }
-        disk::write_names(&new, &self.identity)?;
         if self.config.as_ref().is_some_and(|config| config.dns != refresh.dns) {
             disk::name_servers(&refresh.dns)?;
         }
@@ -155,13 +178,16 @@ impl Server {
             *dns = refresh.dns;
         }
         if refresh.hooks_ms.is_some() && hooks::any() {
+            disk::write_names(&new, &self.identity)?;
             let deadline = Instant::now() + patience;
             if came.forked {
                 self.run_hooks(When::Fork, &new, &env, deadline, tell, &mut came)?;
             }
             self.run_hooks(When::Restore, &new, &env, deadline, tell, &mut came)?;
         }
-        self.identity = new;
+        // Of two refreshes at once, the files still tell of what was before both.
+        let old = std::mem::replace(&mut self.identity, new);
+        self.stale.get_or_insert(old);
         Ok(came)
     }
 
@@ -186,6 +212,7 @@ impl Server {
         tell: Option<u32>,
         came: &mut Came,
     ) -> Result<(), String> {
+        disk::write_machine_id_of_dbus(&identity::machine_id(&new.instance_id))?;
         disk::renew_seeds()?;
         let keys = ssh::host_keys()?;
         if !keys.is_empty() {
@@ -193,7 +220,7 @@ impl Server {
             let env: Vec<&str> = env.iter().map(String::as_str).collect();
             came.complaints.extend(ssh::renew(&keys, &new.hostname, &env, Instant::now() + patience)?);
         }
-        self.owner.as_ref().map_or(Ok(()), |owner| disk::own(owner, &new.instance_id))
+        Ok(())
     }
 
     /// Runs a directory's hooks; those for forks up to the first that fails.

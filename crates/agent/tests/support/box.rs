@@ -101,9 +101,13 @@ fn main() {
         "orphan" => {
             // SAFETY: one thread, and the child only waits and writes.
             if unsafe { fork() } == 0 {
-                std::thread::sleep(Duration::from_millis(50));
                 // SAFETY: cannot fail.
-                let parent = unsafe { getppid() };
+                let parent = || unsafe { getppid() };
+                let first = parent();
+                while parent() == first && first != 1 {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                let parent = parent();
                 std::fs::write(argument(2), parent.to_string()).expect("written");
             }
         }
