@@ -99,6 +99,11 @@ impl Figures {
         self.figures.push(samples.figure(what, "MiB"));
     }
 
+    /// How many.
+    pub fn counts(&mut self, what: &str, samples: &Samples) {
+        self.figures.push(samples.figure(what, "×"));
+    }
+
     pub fn target(&mut self, what: &str, asked: impl Into<String>, found: impl Into<String>, holds: bool) {
         self.targets.push(Target { what: what.to_owned(), asked: asked.into(), found: found.into(), holds });
     }
