@@ -59,7 +59,7 @@ const FOR_XTASK: &[&str] = &[
 
 /// The arrows. Adapters meet in `daemon` and nowhere else.
 const RULES: &[Rule] = &[
-    Rule { krate: "model", ours: &[], tests: &[], theirs: Some(&["serde", "thiserror"]) },
+    Rule { krate: "model", ours: &[], tests: &[], theirs: Some(&["ipnet", "serde", "thiserror"]) },
     rule("api", &["model"]),
     rule("agent-proto", &[]),
     Rule { krate: "agent", ours: &["agent-proto"], tests: &["agent-client", "kernel"], theirs: None },
