@@ -115,6 +115,7 @@ impl Kind for NetError {
                 ErrorKind::Internal
             }
             Self::Gone { .. } => ErrorKind::HostFailed,
+            Self::Host { source, .. } if is_out_of_descriptors(source) => ErrorKind::Exhausted,
             Self::Host { source, .. } => io_kind(source),
             Self::Rules { source, .. } => source.kind(),
             Self::Publish(error) => error.kind(),
@@ -139,12 +140,19 @@ impl Kind for NetError {
                 Some("network.cidr was another when this instance was made: set it back, or fork the instance".into())
             }
             Self::Gone { .. } => Some("stop the instance and start or restore it: it gets a new slot".into()),
+            Self::Host { source, .. } if is_out_of_descriptors(source) => Some(
+                "an instance's network takes some five descriptors: raise the daemon's limit (LimitNOFILE=)".into(),
+            ),
             Self::Host { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("`hearth doctor` says which privileges the network needs".into())
             }
             _ => None,
         }
     }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Says what was being done when a call to the kernel failed.

@@ -58,6 +58,12 @@ fn many_takes_and_releases_leave_nothing() {
             if round % 2 == 0 {
                 host.unlock(&wish.id);
             }
+            if round % 20 == 19 {
+                // The daemon is killed, and no record owns the slot.
+                host.die();
+                host.open(&[]);
+                continue;
+            }
             host.release(&wish.id);
             host.network().give_back(wish.address);
         }

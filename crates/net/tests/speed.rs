@@ -77,3 +77,18 @@ fn limits_hold_within_a_tenth_both_ways() {
         holds(host, "80Mbps", "40Mbps");
     });
 }
+
+#[test]
+fn the_kernel_takes_the_slowest_and_the_fastest() {
+    on_a_host(0, |host| {
+        host.open(&[]);
+        for speed in ["8Kbps", "30Gbps", "400Gbps"] {
+            let limit = Some(speed.parse::<Bandwidth>().expect("a speed"));
+            let one = host.instance("one", Wanted { upload: limit, download: limit, ..Wanted::default() });
+            one.serve(80);
+            let answer = support::get(&host.place, one.at(80)).expect("reached");
+            assert_eq!(answer, "one to 10.100.0.1", "at {speed}");
+            host.release(&one.wish.id);
+        }
+    });
+}
