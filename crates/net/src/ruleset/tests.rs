@@ -185,11 +185,11 @@ fn an_address_of_a_name_is_reached_for_its_time_and_not_longer() {
     is_refused(&w.a.guest, at(FAR, 80), &far);
     w.a.netns.nft(&admit(&[(FAR, Duration::from_secs(1))]));
     // Asked again before it ends: the time counts from then.
-    w.a.netns.nft(&admit(&[(FAR, Duration::from_secs(4))]));
+    w.a.netns.nft(&admit(&[(FAR, Duration::from_secs(6))]));
     thread::sleep(Duration::from_millis(1500));
     let mut kept = w.a.guest.connect(at(FAR, 80)).expect("still within its time");
     let (mut served, _) = far.accept().expect("it arrives");
-    let gone = Instant::now() + Duration::from_secs(10);
+    let gone = Instant::now() + Duration::from_secs(15);
     while w.a.netns.nft("list set inet hearth names").contains(&FAR.to_string()) {
         assert!(Instant::now() < gone, "the element stays");
         thread::sleep(Duration::from_millis(100));
