@@ -17,6 +17,9 @@ use crate::spawn::{Spawn, spawn};
 /// So much of what it says is kept.
 const KEPT: usize = 16 * 1024;
 
+/// So many characters of its last line are quoted.
+const QUOTED: usize = 200;
+
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
@@ -35,7 +38,7 @@ impl Ended {
         };
         let output = String::from_utf8_lossy(&self.output);
         match output.trim_end().lines().next_back() {
-            Some(line) => Err(format!("{how}; it said: {line}")),
+            Some(line) => Err(format!("{how}; it said: {}", line.chars().take(QUOTED).collect::<String>())),
             None => Err(how),
         }
     }

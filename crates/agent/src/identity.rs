@@ -65,7 +65,7 @@ impl Published {
         })
     }
 
-    /// The generation comes last: who sees it change finds the rest changed.
+    /// Who it is, without the generation.
     pub fn write(&mut self, identity: &Identity) -> Result<(), String> {
         let instance = json(identity);
         if instance.len() >= PUBLISHED {
@@ -73,8 +73,12 @@ impl Published {
         }
         self.instance.write(&padded(&instance));
         self.machine_id.write(machine_id(&identity.instance_id).as_bytes());
-        self.generation.write(&padded(&identity.generation.to_string()));
         Ok(())
+    }
+
+    /// Comes last: who sees it change finds the rest changed.
+    pub fn write_generation(&mut self, identity: &Identity) {
+        self.generation.write(&padded(&identity.generation.to_string()));
     }
 
     /// Mixes the host's randomness into the kernel's, which starts anew from it.

@@ -231,7 +231,15 @@ async fn a_fork_is_itself_when_it_acknowledges() {
     // Nor does the image's key generator: a fork without keys shares none.
     let (_own, _guest, agent) = restored().await;
     outcome(&agent, ExecRequest { user: "root".into(), ..command(&["box", "remove", "/bin/ssh-keygen"]) }).await;
+    // As systemd does to keep an id: its file is on the disk, and the same in each fork.
+    for words in [&["box", "unmount", "/etc/machine-id"][..], &["box", "touch", "/etc/machine-id", "kept"]] {
+        let done = outcome(&agent, ExecRequest { user: "root".into(), ..command(words) }).await;
+        assert_eq!(done.2, ExitStatus::Code(0), "{done:?}");
+    }
+    assert_eq!(read(&agent, "/etc/machine-id").await, "kept");
     let refreshed = agent.refresh(&refresh(1, now_ns(), "d"), PATIENCE).await.expect("refreshed");
+    let id = read(&agent, "/etc/machine-id").await;
+    assert!(id.trim().len() == 32 && id == read(&agent, "/run/hearth/machine-id").await, "{id}");
     assert_eq!(refreshed.complaints.len(), 2, "{refreshed:?}");
     assert!(refreshed.complaints[0].contains("command not found: ssh-keygen"), "{refreshed:?}");
     assert_eq!(agent.stat(&format!("/{}", KEYS[0]), true).await.expect("asked"), None);

@@ -52,6 +52,10 @@ const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 /// How often a clock that was set late is set again.
 const CLOCK_ATTEMPTS: usize = 2;
 
+/// So many complaints of a guest are told, with so many characters each.
+const COMPLAINTS: usize = 8;
+const COMPLAINT: usize = 400;
+
 /// Who an instance is.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -129,7 +133,7 @@ pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration
         hooks_ms: identity.hooks.map(|hooks| u32::try_from(hooks.as_millis()).unwrap_or(u32::MAX)),
     };
     let sent = Instant::now();
-    let refreshed = agent.refresh(&refresh, within).await?;
+    let mut refreshed = agent.refresh(&refresh, within).await?;
     // The guest sets its clock first: what was on the way, it is behind.
     let mut clock_behind = sent.elapsed().saturating_sub(Duration::from_micros(refreshed.took_us.into()));
     for _ in 0..CLOCK_ATTEMPTS {
@@ -140,7 +144,11 @@ pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration
         agent.set_clock(crate::clock::now_ns(), within).await?;
         clock_behind = sent.elapsed();
     }
-    for complaint in &refreshed.complaints {
+    refreshed.complaints.truncate(COMPLAINTS);
+    for complaint in &mut refreshed.complaints {
+        // The guest's words, whoever it is.
+        complaint.retain(|c| !c.is_control());
+        *complaint = complaint.chars().take(COMPLAINT).collect();
         tracing::warn!(instance = %identity.hostname, %complaint, "the guest is refreshed but for this");
     }
     Ok(Acknowledged { refreshed, clock_behind })

@@ -13,6 +13,8 @@ use rustix::fs::OFlags;
 
 use super::Identity;
 
+const MACHINE_ID: &str = "/etc/machine-id";
+
 /// Where services keep randomness from one boot to the next.
 const SEEDS: [&str; 4] = [
     "/var/lib/systemd/random-seed",
@@ -39,20 +41,24 @@ pub fn write_names(new: &Identity, old: &Identity) -> Result<(), String> {
 /// boot: so another id is a copy in memory, and needs no disk. An image without the file has no use
 /// for it.
 pub fn show_machine_id(in_memory: &str) -> Result<(), String> {
-    const SHOWN: &str = "/etc/machine-id";
-    if !fs::exists(SHOWN).unwrap_or(false) {
+    if !fs::exists(MACHINE_ID).unwrap_or(false) {
         return Ok(());
     }
-    write(SHOWN, "").and_then(|()| {
-        let error = |error| format!("show {in_memory} as {SHOWN}: {}", io::Error::from(error));
-        rustix::mount::mount_bind(in_memory, SHOWN).map_err(error)
+    write(MACHINE_ID, "").and_then(|()| {
+        let error = |error| format!("show {in_memory} as {MACHINE_ID}: {}", io::Error::from(error));
+        rustix::mount::mount_bind(in_memory, MACHINE_ID).map_err(error)
     })
 }
 
-/// Gives D-Bus the id too, if it has a file of its own for that, which usually is a link.
-pub fn write_machine_id_of_dbus(id: &str) -> Result<(), String> {
-    const FILE: &str = "/var/lib/dbus/machine-id";
-    if is_file(FILE) { write(FILE, id) } else { Ok(()) }
+/// Writes the id where it is not shown: to D-Bus's own file, which usually is a link, and to
+/// `/etc/machine-id` if somebody has put a file in its place, as systemd does to keep an id.
+pub fn write_machine_id(id: &str) -> Result<(), String> {
+    for path in [MACHINE_ID, "/var/lib/dbus/machine-id"] {
+        if is_file(path) && fs::read_to_string(path).is_ok_and(|shown| shown != id) {
+            write(path, id)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the image's name servers over; an empty list leaves them.

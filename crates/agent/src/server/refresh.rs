@@ -100,8 +100,10 @@ impl Server {
             disk::write_names(&identity, &self.identity)?;
             let mut published = Published::open().map_err(|error| format!("publish the identity: {error}"))?;
             published.write(&identity)?;
-            self.published = Some(published);
             disk::show_machine_id(identity::MACHINE_ID)?;
+            disk::write_machine_id(&identity::machine_id(&identity.instance_id))?;
+            published.write_generation(&identity);
+            self.published = Some(published);
             if let Some(network) = &config.network {
                 network::configure(network)?;
             }
@@ -171,6 +173,10 @@ impl Server {
                 published.write_env(&self.env, users::find(user).map_or((0, 0), |user| (user.uid, user.gid)))?;
             }
             published.write(&new)?;
+            if came.forked {
+                disk::write_machine_id(&identity::machine_id(&new.instance_id))?;
+            }
+            published.write_generation(&new);
         }
         if let Some(dns) = self.config.as_mut().map(|config| &mut config.dns)
             && !refresh.dns.is_empty()
@@ -212,7 +218,6 @@ impl Server {
         tell: Option<u32>,
         came: &mut Came,
     ) -> Result<(), String> {
-        disk::write_machine_id_of_dbus(&identity::machine_id(&new.instance_id))?;
         disk::renew_seeds()?;
         let keys = ssh::host_keys()?;
         if !keys.is_empty() {

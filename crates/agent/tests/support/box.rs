@@ -12,6 +12,7 @@ unsafe extern "C" {
     fn ioctl(fd: i32, request: u64, argument: *mut u16) -> i32;
     fn gethostname(name: *mut u8, len: usize) -> i32;
     fn raise(signal: i32) -> i32;
+    fn umount2(path: *const std::ffi::c_char, flags: i32) -> i32;
 }
 
 fn main() {
@@ -76,6 +77,11 @@ fn main() {
         "flood" => loop {
             std::io::stdout().write_all(&[b'x'; 4096]).expect("written");
         },
+        "unmount" => {
+            let path = std::ffi::CString::new(argument(2)).expect("a path");
+            // SAFETY: a string with an end.
+            assert_eq!(unsafe { umount2(path.as_ptr(), 0) }, 0);
+        }
         "remove" => std::fs::remove_file(argument(2)).expect("removed"),
         "variable" => println!("{}", std::env::var(argument(2)).unwrap_or_default()),
         "touch" => std::fs::write(argument(2), argument(3)).expect("written"),
