@@ -160,8 +160,8 @@ pub struct ForeignGuest {
 /// A guest that cannot be taken over, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
-    /// There is no network under Firecracker yet.
-    #[error("the guest has network interfaces ({}), which are not supported under firecracker yet", .0.join(", "))]
+    /// Theirs have other addresses than ours, and lead to taps of other names.
+    #[error("the guest has network interfaces ({}), which are not taken over yet", .0.join(", "))]
     Networks(Vec<String>),
     /// A device whose file or process cannot be replaced.
     #[error("the guest has devices that cannot be replaced: {}", .0.join(", "))]

@@ -271,7 +271,7 @@ fn explain(error: OpError) -> OpError {
         ("backing file", "a drive that the state names is not there: put it where its path says, and import again"),
         (
             "tap device",
-            "the guest has a network interface, which is not supported under firecracker yet: save it without",
+            "the guest has a network interface, which is not taken over yet: save it without",
         ),
     ];
     let found = hint.into_iter().find(|(word, _)| error.message.contains(word));

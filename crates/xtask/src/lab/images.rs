@@ -61,6 +61,9 @@ const MODULES: &[&str] = &[
     "sch_tbf",
 ];
 
+/// What is a module of its own in some kernels, and in others a part of one above.
+const IN_PARTS: &[&str] = &["nft_objref"];
+
 const INIT: &[u8] = include_bytes!("init.sh");
 const START: &[u8] = include_bytes!("start.sh");
 
@@ -87,7 +90,8 @@ impl Images {
         let vmlinux = hearth_kernel::ensure_vmlinux(&kernel, place).map_err(|error| anyhow!(chain(&error)))?;
         let (root, busybox) = root(place)?;
         let initrd = place.join("initrd.cpio");
-        let recipe = format!("{version}\n{MODULES:?}\n{}\n{}", stamp(&busybox)?, String::from_utf8_lossy(INIT));
+        let recipe =
+            format!("{version}\n{MODULES:?}\n{IN_PARTS:?}\n{}\n{}", stamp(&busybox)?, String::from_utf8_lossy(INIT));
         cached(&initrd, &recipe, |draft| initramfs(&kernel, &busybox, draft))?;
         let package = place.join("kernel.erofs");
         cached(&package, &version, |draft| erofs(kernel_dir, draft))?;
@@ -150,9 +154,11 @@ fn root(place: &Path) -> Result<(PathBuf, PathBuf)> {
 }
 
 fn initramfs(kernel: &GuestKernel, busybox: &Path, to: &Path) -> Result<()> {
-    let plan = hearth_kernel::module_plan(kernel, MODULES).map_err(|error| anyhow!(chain(&error)))?;
-    if !plan.missing.is_empty() {
-        bail!("kernel {} lacks what the lab's host needs: {}", kernel.version, plan.missing.join(", "));
+    let wanted = [MODULES, IN_PARTS].concat();
+    let plan = hearth_kernel::module_plan(kernel, &wanted).map_err(|error| anyhow!(chain(&error)))?;
+    let missing: Vec<_> = plan.missing.iter().filter(|name| !IN_PARTS.contains(&name.as_str())).cloned().collect();
+    if !missing.is_empty() {
+        bail!("kernel {} lacks what the lab's host needs: {}", kernel.version, missing.join(", "));
     }
     let file = File::create(to).with_context(|| format!("make {}", to.display()))?;
     let busybox = fs::read(busybox).with_context(|| format!("read {}", busybox.display()))?;
