@@ -181,9 +181,10 @@ fn remove_orphans(ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<
     let found = namespaces.iter().chain(links.iter().map(|link| &link.name)).filter_map(|name| tag.slot(name));
     let owner = |slot: u32| owned.iter().find(|seat| seat.slot == slot);
     let (kept, orphans): (BTreeSet<u32>, BTreeSet<u32>) = found.partition(|slot| owner(*slot).is_some());
-    for slot in &orphans {
-        tracing::info!(slot, "a slot without an owner is removed");
-        slot::remove_or_say(ground, *slot);
+    if !orphans.is_empty() {
+        let orphans: Vec<u32> = orphans.into_iter().collect();
+        tracing::info!(slots = ?orphans, "slots without an owner are removed");
+        slot::remove_or_say(ground, &orphans);
     }
     for link in &links {
         let Some(seat) = tag.slot(&link.name).and_then(owner) else { continue };

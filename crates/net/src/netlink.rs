@@ -118,6 +118,22 @@ impl Rtnl {
         but_for(self.change(RouteNetlinkMessage::DelLink(message), 0), libc::ENODEV)
     }
 
+    /// Removes devices at once: most of the time that a removal takes is waiting until nobody looks
+    /// at the device any more, and that is waited for once. Those that are not there are fine.
+    ///
+    /// `group` is nobody else's mark.
+    pub(crate) fn remove_links(&self, names: &[String], group: u32) -> io::Result<()> {
+        for name in names {
+            let mut message = LinkMessage::default();
+            message.attributes.push(LinkAttribute::IfName(name.clone()));
+            message.attributes.push(LinkAttribute::Group(group));
+            but_for(self.change(RouteNetlinkMessage::SetLink(message), 0), libc::ENODEV)?;
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        but_for(self.change(RouteNetlinkMessage::DelLink(message), 0), libc::ENODEV)
+    }
+
     pub(crate) fn set_up(&self, index: u32, up: bool) -> io::Result<()> {
         let mut message = link_message(index);
         message.header.change_mask = LinkFlags::Up;

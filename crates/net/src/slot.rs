@@ -104,7 +104,7 @@ impl Slot {
         let there = Arc::clone(ground);
         let _turn = ground.making.wait();
         let made = netns::in_thread(&name, move || make(&there, number)).during("make", || name.clone());
-        made.flatten().inspect_err(|_| remove_or_say(ground, number))
+        made.flatten().inspect_err(|_| remove_or_say(ground, &[number]))
     }
 
     /// Finds one again that an earlier daemon made.
@@ -202,19 +202,23 @@ impl Slot {
     }
 }
 
-/// Removes what there is of a slot; nothing there is fine.
-pub(crate) fn remove(ground: &Ground, number: u32) -> Result<(), NetError> {
-    let (link, name) = (ground.tag.link(number), ground.tag.namespace(number));
+/// Removes what there is of slots; nothing there is fine.
+pub(crate) fn remove(ground: &Ground, numbers: &[u32]) -> Result<(), NetError> {
+    let links: Vec<String> = numbers.iter().map(|number| ground.tag.link(*number)).collect();
+    // A socket of its own: this takes long, and keeps others from theirs.
     let outside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
-    outside.remove_link(&link).during("remove the link", || link.clone())?;
-    netns::forget(&name).during("remove the namespace", || name.clone())
+    outside.remove_links(&links, ground.tag.leaving()).during("remove the links", || links.join(" "))?;
+    numbers.iter().try_for_each(|number| {
+        let name = ground.tag.namespace(*number);
+        netns::forget(&name).during("remove the namespace", || name.clone())
+    })
 }
 
 /// As part of an undo: there is an error already that the caller hears of.
-pub(crate) fn remove_or_say(ground: &Ground, number: u32) {
-    if let Err(error) = remove(ground, number) {
+pub(crate) fn remove_or_say(ground: &Ground, numbers: &[u32]) {
+    if let Err(error) = remove(ground, numbers) {
         let error = hearth_model::error::chain(&error);
-        tracing::warn!(slot = number, error, "a slot could not be removed: the next start of the daemon does it");
+        tracing::warn!(slots = ?numbers, error, "slots could not be removed: the next start of the daemon does it");
     }
 }
 

@@ -65,6 +65,8 @@ struct State {
     being_made: usize,
     /// When an instance's way was last gone, from taking a slot to opening its gate.
     busy: Instant,
+    /// Released, and still there.
+    leaving: Vec<Arc<Slot>>,
     next: u32,
     closed: bool,
 }
@@ -184,9 +186,7 @@ impl Slots {
             std::mem::take(&mut state.pool)
         };
         self.0.calmer.notify_waiters();
-        for slot in waiting {
-            remove_later(&self.0, slot);
-        }
+        remove_later(&self.0, waiting.into_iter().map(Arc::new));
         self.0.background.close();
         self.0.background.wait().await;
         let admitting = self.0.admitting.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -338,6 +338,7 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         leases,
         instances: HashMap::new(),
         pool: VecDeque::new(),
+        leaving: Vec::new(),
         being_made: 0,
         busy: Instant::now(),
         next,
@@ -388,7 +389,7 @@ fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
     );
     let taken = dressed.and_then(|slot| {
         let number = slot.number;
-        move_in(inner, wish, slot, When::Taken).inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+        move_in(inner, wish, slot, When::Taken).inspect_err(|_| slot::remove_or_say(&inner.ground, &[number]))
     });
     let mut state = inner.lock();
     let slot = state.settle(&wish.id, taken)?;
@@ -399,7 +400,7 @@ fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
 fn dress(inner: &Inner, wish: &Wish, slot: Slot) -> Result<Slot, NetError> {
     let number = slot.number;
     let dressed = slot.dress(&inner.ground, wish.address, &wish.network).map(|()| slot);
-    dressed.inspect_err(|_| slot::remove_or_say(&inner.ground, number))
+    dressed.inspect_err(|_| slot::remove_or_say(&inner.ground, &[number]))
 }
 
 /// What a slot's instance needs of the daemon: answers to its questions, and its published ports.
@@ -427,7 +428,7 @@ fn release(inner: &Arc<Inner>, id: &InstanceId) -> Result<(), NetError> {
         close(moved.listeners);
     }
     // Whoever asks for its usage right now lets go of it soon.
-    remove_later(inner, slot);
+    remove_later(inner, [slot]);
     Ok(())
 }
 

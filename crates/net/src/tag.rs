@@ -41,6 +41,11 @@ impl Tag {
         format!("{}{slot}", self.links())
     }
 
+    /// The mark of links that are to be removed: a group that no other program uses.
+    pub(crate) fn leaving(self) -> u32 {
+        u32::from_be_bytes(*b"hv\0\0") | u32::from(self.0)
+    }
+
     /// The slot that a name of ours belongs to.
     pub(crate) fn slot(self, name: &str) -> Option<u32> {
         let number = name.strip_prefix(&self.namespaces()).or_else(|| name.strip_prefix(&self.links()))?;

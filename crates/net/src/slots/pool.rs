@@ -3,7 +3,6 @@
 //! Each take, and each slot that was made, looks whether more are wanted. All of it waits for a quiet
 //! moment, off the way of whoever takes a slot or opens its gate.
 
-use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,7 @@ pub(super) fn refill(inner: &Arc<Inner>) {
                 Some(Ok(slot)) if state.closed => {
                     drop(state);
                     drop(slot);
-                    slot::remove_or_say(&inner.ground, number);
+                    slot::remove_or_say(&inner.ground, &[number]);
                 }
                 Some(Ok(slot)) => {
                     state.pool.push_back(slot);
@@ -57,12 +56,23 @@ pub(super) fn refill(inner: &Arc<Inner>) {
     }
 }
 
-pub(super) fn remove_later(inner: &Arc<Inner>, slot: impl Borrow<Slot> + Send + 'static) {
-    in_background(inner, move |inner| {
-        let number = slot.borrow().number;
-        // Its sockets would keep the namespace.
-        drop(slot);
-        slot::remove_or_say(&inner.ground, number);
+/// Removes slots, together with all that are released until then.
+pub(super) fn remove_later(inner: &Arc<Inner>, slots: impl IntoIterator<Item = Arc<Slot>>) {
+    let begun = {
+        let mut state = inner.lock();
+        let begun = !state.leaving.is_empty();
+        state.leaving.extend(slots);
+        begun || state.leaving.is_empty()
+    };
+    if begun {
+        return;
+    }
+    in_background(inner, |inner| {
+        let leaving = std::mem::take(&mut inner.lock().leaving);
+        let numbers: Vec<u32> = leaving.iter().map(|slot| slot.number).collect();
+        // Their sockets would keep the namespaces.
+        drop(leaving);
+        slot::remove_or_say(&inner.ground, &numbers);
     });
 }
 
