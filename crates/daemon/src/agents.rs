@@ -107,8 +107,10 @@ impl fmt::Display for Acknowledged {
         if *forked {
             f.write_str(", a fork")?;
         }
-        if *hooks > 0 {
-            write!(f, ", {hooks} hooks")?;
+        match hooks {
+            0 => {}
+            1 => f.write_str(", 1 hook")?,
+            hooks => write!(f, ", {hooks} hooks")?,
         }
         complaints.iter().try_for_each(|complaint| write!(f, "; {complaint}"))
     }

@@ -92,6 +92,15 @@ async fn clock_is_off(vm: &Vm<'_>) -> Result<(Duration, Duration)> {
     Ok((before.saturating_sub(guest).max(guest.saturating_sub(after)), after - before))
 }
 
+/// What the timeline says of the guest's last refresh.
+async fn refresh_note(host: &TestHost, vm: &Vm<'_>) -> Result<String> {
+    let operation = host.client().timeline(&vm.name, Some(1)).await?.operations.remove(0);
+    let step = operation.steps.into_iter().find(|step| step.step == "refresh identity");
+    let note = step.and_then(|step| step.note).context("a refresh with a note")?;
+    eprintln!("{}: {note}", vm.name);
+    Ok(note)
+}
+
 #[test]
 fn eight_forks_at_once_are_each_themselves() {
     story(async |host| {
@@ -132,6 +141,8 @@ fn eight_forks_at_once_are_each_themselves() {
             assert_eq!(fork.sh("cat /root/hooks").await?, hooks, "each hook ran once");
             assert_eq!(fork.sh(". /run/hearth/env; echo $ROLE; stat -c %a /run/hearth/env").await?, "worker\n600");
             assert_eq!(fork.sh("env | grep ^ROLE").await?, "ROLE=worker");
+            let note = refresh_note(host, fork).await?;
+            ensure!(note.starts_with("generation 1, ") && note.ends_with(", a fork, 3 hooks"), "{note}");
             let said = format!("[on-fork.d/10-first] {}", ran("10-first"));
             eventually("the hook's words are in the log", async || Ok(fork.console().await?.contains(&said))).await?;
         }
@@ -142,6 +153,8 @@ fn eight_forks_at_once_are_each_themselves() {
         assert_eq!(past[..6], now[..6]);
         let hooks = base.sh("cat /root/hooks").await?;
         assert_eq!(hooks, format!("30-back base {} 1 none", base.info().await?.id));
+        let note = refresh_note(host, &base).await?;
+        ensure!(note.contains(" page faults, ") && note.ends_with(", 1 hook"), "{note}");
         let (off, _) = clock_is_off(&base).await?;
         ensure!(off <= Duration::from_millis(50) * slowness(), "the source's clock is {off:?} off");
         Ok(())
