@@ -336,7 +336,7 @@ mod tests {
                 r.network = network(|n| n.enabled = Some(true));
             }),
             ("bandwidth", ErrorKind::Unsupported, |r| {
-                r.network = network(|n| n.bandwidth_upload = Some("1Mbps".into()))
+                r.network = network(|n| n.bandwidth_upload = Some("1Mbps".into()));
             }),
             ("a list", ErrorKind::Unsupported, |r| r.network = network(|n| n.allow = Some(vec!["a.com".into()]))),
             ("network.allow", ErrorKind::Invalid, |r| r.network = network(|n| n.allow = Some(vec!["::1".into()]))),

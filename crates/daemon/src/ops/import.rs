@@ -269,10 +269,7 @@ fn explain(error: OpError) -> OpError {
         ("too short", "the state file was cut short: copy it again"),
         ("possible file offset", "the memory file is shorter than the guest's memory: copy it again, or name another"),
         ("backing file", "a drive that the state names is not there: put it where its path says, and import again"),
-        (
-            "tap device",
-            "the guest has a network interface, which is not taken over yet: save it without",
-        ),
+        ("tap device", "the guest has a network interface, which is not taken over yet: save it without"),
     ];
     let found = hint.into_iter().find(|(word, _)| error.message.contains(word));
     match found {
