@@ -42,12 +42,19 @@ impl Networks {
         let possible = hearth_net::Network::possible();
         match (config.network.mode, possible) {
             (NetworkMode::User, _) => return Ok(Self::User("the configuration says so (network.mode)".into())),
-            (NetworkMode::Auto, Err(why)) => return Ok(Self::User(why.to_string())),
+            (NetworkMode::Auto, Err(why)) => {
+                tracing::info!(%why, "guests have QEMU's own network");
+                return Ok(Self::User(why.to_string()));
+            }
             (NetworkMode::Slots, Err(why)) => return Err(OpError::from_kind(&why)),
             (NetworkMode::Auto | NetworkMode::Slots, Ok(())) => {}
         }
         let slots = hearth_net::Network::open(slots_config(config), &seats(records)).await?;
         records.iter().filter_map(|record| record.address).for_each(|address| slots.hold(address));
+        if let hearth_net::Network::Slots(slots) = &slots {
+            let (names, range) = (format!("{}*", slots.namespaces()), config.network.cidr);
+            tracing::info!(names, %range, "each instance has a network namespace of its own");
+        }
         Ok(Self::Slots(slots))
     }
 

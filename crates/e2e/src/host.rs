@@ -132,6 +132,15 @@ impl TestHost {
         Traces::of(&self.data())
     }
 
+    /// Slots of the network, those that wait for an instance among them. None once the daemon has
+    /// ended with no instance left.
+    pub fn slots(&self) -> Vec<String> {
+        let lines = self.log.lines();
+        let events = lines.iter().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let names = events.filter_map(|event| event["fields"]["names"].as_str().map(str::to_owned)).next();
+        names.map_or_else(Vec::new, |names| traces::slots(names.trim_end_matches('*')))
+    }
+
     /// What the daemon shows at `/metrics`.
     ///
     /// # Errors

@@ -206,6 +206,7 @@ async fn leave_nothing(host: &TestHost) -> Result<()> {
     let nothing = eventually("nothing is left", async || Ok(host.traces().no_instances())).await;
     nothing.with_context(|| format!("left behind: {:?}", host.traces()))?;
     host.end_daemon()?;
+    ensure!(host.slots().is_empty(), "left of the network: {:?}", host.slots());
     let expected = host.expected.borrow();
     let mut complaints = host.log.complaints();
     complaints.retain(|line| !expected.iter().any(|text| line.contains(text)));

@@ -67,6 +67,19 @@ pub(crate) fn vmms(dir: &Path) -> Vec<(i32, PathBuf)> {
         .collect()
 }
 
+/// What is there of slots of the network: namespaces whose names begin so, and the host's ends of
+/// their links.
+pub(crate) fn slots(namespaces: &str) -> Vec<String> {
+    let links = namespaces.replacen("hearth-", "hv", 1);
+    let links = links.trim_end_matches('-');
+    let found = [("/run/netns", namespaces), ("/sys/class/net", links)];
+    let named = |(dir, prefix): (&str, &str)| {
+        let found: Vec<String> = names(Path::new(dir)).into_iter().filter(|name| name.starts_with(prefix)).collect();
+        found
+    };
+    found.into_iter().flat_map(named).collect()
+}
+
 /// The cgroup of a data directory, wherever version 2 is mounted, after those in it.
 fn cgroups(data: &Path) -> Vec<PathBuf> {
     let name = format!("hearth{}", data.to_string_lossy().replace('-', "\\x2d").replace('/', "-"));

@@ -212,7 +212,6 @@ impl Slots {
     }
 
     /// What the names of its namespaces begin with.
-    #[cfg(feature = "fake")]
     #[must_use]
     pub fn namespaces(&self) -> String {
         self.0.ground.tag.namespaces()
