@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 
 use crate::fault::NetError;
 use crate::lease::Leases;
+use crate::publish::PublishError;
 use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
 
 /// Where a call is made to fail.
@@ -175,6 +176,15 @@ impl FakeNetwork {
                 let holder = slot.holder.as_ref().map(|wish| wish.id.clone());
                 return Err(NetError::AddressTaken { address: wish.address, holder });
             }
+            for port in &wish.network.ports {
+                let has =
+                    |one: &&Wish| one.network.ports.iter().any(|p| (p.protocol, p.host) == (port.protocol, port.host));
+                if let Some(one) = state.slots.values().filter_map(|slot| slot.holder.as_ref()).find(has) {
+                    let holder = Some(format!("instance {}", one.name));
+                    let (protocol, port) = (port.protocol, port.host);
+                    return Err(NetError::Publish(PublishError::Taken { protocol, port, holder }));
+                }
+            }
             let number = state.made;
             state.made += 1;
             let slot = Slot { address: wish.address, open: false, holder: Some(wish.clone()), usage: Usage::default() };
@@ -313,11 +323,15 @@ mod tests {
     #[tokio::test]
     async fn no_two_instances_have_one_address_and_none_has_two_slots() {
         let (fake, network) = network();
-        let first = wish(&network, "a");
+        let mut first = wish(&network, "a");
+        first.network.ports = vec!["8080:80".parse().expect("a port")];
         let second = Wish { address: first.address, ..wish(&network, "b") };
         network.take(&first).await.expect("taken");
         assert!(matches!(network.take(&first).await, Err(NetError::AlreadyTaken { .. })));
         assert!(matches!(network.take(&second).await, Err(NetError::AddressTaken { .. })));
+        let third = Wish { network: first.network.clone(), ..wish(&network, "c") };
+        let error = network.take(&third).await.expect_err("its port is taken");
+        assert_eq!(error.to_string(), "publish port 8080/tcp: instance a has it");
         network.release(&first.id).await.expect("released");
         network.give_back(first.address);
         assert!(matches!(network.take(&second).await, Err(NetError::NotLeased { .. })));
