@@ -272,6 +272,9 @@ fn make(ground: &Ground, number: u32) -> Result<Slot, NetError> {
     let up = steps.run(|| device(UP))?.index;
     steps.run(|| inside.set_up(up, true).during("set up", || in_place(UP)))?;
     steps.run(|| inside.add_default_route(*gateway, up).during("add the default route", place))?;
+    // So that the daemon needs no capability for it that it needs for nothing else.
+    let ports = "net/ipv4/ip_unprivileged_port_start";
+    steps.run(|| netns::set_parameter(ports, &DNS_PORT.to_string()).during("set", || in_place(ports)))?;
     let dns = || in_place(&format!("{}:{DNS_PORT}", inner::DNS));
     let name_server = steps.run(|| listen_for_questions().during("listen at", dns))?;
     Ok(Slot {
