@@ -74,7 +74,7 @@ fn limits_hold_within_a_tenth_both_ways() {
     on_a_host(1, |host| {
         host.open(&[]);
         holds(host, "8Mbps", "24Mbps");
-        holds(host, "80Mbps", "40Mbps");
+        holds(host, "48Mbps", "40Mbps");
     });
 }
 
