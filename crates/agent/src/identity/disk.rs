@@ -54,7 +54,7 @@ pub fn show_machine_id(in_memory: &str) -> Result<(), String> {
 /// `/etc/machine-id` if somebody has put a file in its place, as systemd does to keep an id.
 pub fn write_machine_id(id: &str) -> Result<(), String> {
     for path in [MACHINE_ID, "/var/lib/dbus/machine-id"] {
-        if is_file(path) && fs::read_to_string(path).is_ok_and(|shown| shown != id) {
+        if fs::read_to_string(path).is_ok_and(|shown| shown != id) && is_file(path) {
             write(path, id)?;
         }
     }

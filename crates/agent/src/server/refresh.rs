@@ -5,12 +5,12 @@
 //!
 //! ```text
 //!   clock ─► randomness ─► host name ─► name servers, if they are others
-//!     of a fork: seeds ─► SSH host keys
+//!     of a fork: SSH host keys
 //!   ─► /run/hearth, the machine's id ─► names on the disk ─► hooks: on-fork.d, then on-restore.d
 //! ```
-//! Where there are no hooks to see them, `/etc/hostname` and `/etc/hosts` are written right after
-//! the answer, before anything else that the host asks: writing to the disk costs several times
-//! what all the rest does.
+//! What nobody needs who is not a hook is written right after the answer, before anything else that
+//! the host asks: `/etc/hostname`, `/etc/hosts`, and the seeds for a later boot. Going to the disk
+//! costs several times what all the rest does.
 //!
 //! Every error names the part. A hook for forks that fails, fails the refresh: what it should have
 //! replaced may still be the source's. One for restores is told of, and the guest goes on: its
@@ -111,6 +111,7 @@ impl Server {
             let mut came = Came::default();
             // It was cloned without the memory that would know.
             if self.owner.as_ref().is_some_and(|owner| disk::is_of_another(owner, &identity.instance_id)) {
+                disk::renew_seeds()?;
                 self.fork(&identity, &config.program.env, PATIENCE, None, &mut came)?;
                 self.run_hooks(When::Fork, &identity, &config.program.env, Instant::now() + PATIENCE, None, &mut came)?;
             }
@@ -128,12 +129,12 @@ impl Server {
     pub(super) fn catch_up(&mut self) {
         let Some(old) = self.stale.take() else { return };
         let new = &self.identity;
-        let names = disk::write_names(new, &old);
-        let owner = match &self.owner {
-            Some(owner) if new.instance_id != old.instance_id => disk::own(owner, &new.instance_id),
-            _ => Ok(()),
-        };
-        [names, owner].into_iter().filter_map(Result::err).for_each(note);
+        let mut done = vec![disk::write_names(new, &old)];
+        if new.instance_id != old.instance_id {
+            done.push(disk::renew_seeds());
+            done.extend(self.owner.as_ref().map(|owner| disk::own(owner, &new.instance_id)));
+        }
+        done.into_iter().filter_map(Result::err).for_each(note);
     }
 
     /// Becomes what a refresh says. `tell`: the channel on which the host hears what it has come to.
@@ -218,7 +219,6 @@ impl Server {
         tell: Option<u32>,
         came: &mut Came,
     ) -> Result<(), String> {
-        disk::renew_seeds()?;
         let keys = ssh::host_keys()?;
         if !keys.is_empty() {
             self.say(tell, RefreshPart::SshHostKeys);
