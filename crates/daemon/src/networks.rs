@@ -51,10 +51,8 @@ impl Networks {
         }
         let slots = hearth_net::Network::open(slots_config(config), &seats(records)).await?;
         records.iter().filter_map(|record| record.address).for_each(|address| slots.hold(address));
-        if let hearth_net::Network::Slots(slots) = &slots {
-            let (names, range) = (format!("{}*", slots.namespaces()), config.network.cidr);
-            tracing::info!(names, %range, "each instance has a network namespace of its own");
-        }
+        let (names, range) = (format!("{}*", slots.namespaces()), config.network.cidr);
+        tracing::info!(names, %range, "each instance has a network namespace of its own");
         Ok(Self::Slots(slots))
     }
 

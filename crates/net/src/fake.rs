@@ -153,6 +153,10 @@ impl FakeNetwork {
         state.fail = nth.map(|(nth, when)| (state.calls + nth, when));
     }
 
+    pub(crate) fn namespaces(&self) -> String {
+        "hearth-fake-".into()
+    }
+
     pub(crate) fn lease(&self) -> Result<Ipv4Addr, NetError> {
         self.call(|state| state.leases.lease(Instant::now()))
     }

@@ -49,6 +49,12 @@ impl Network {
         Slots::open(config, owned).await.map(Self::Slots)
     }
 
+    /// What the names of its network namespaces begin with.
+    #[must_use]
+    pub fn namespaces(&self) -> String {
+        either!(self, it => it.namespaces())
+    }
+
     /// Leases an outer address; it stays leased until it is given back.
     ///
     /// # Errors
