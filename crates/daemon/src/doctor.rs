@@ -193,7 +193,15 @@ fn network(config: &Config) -> Check {
             check.remedy(why.hint().unwrap_or_else(|| "run `hearth serve` as root".into()))
         }
         (NetworkMode::Auto | NetworkMode::Slots, Ok(())) => {
-            Check::new(name, Verdict::Ok, format!("a namespace for each instance, addresses of {range}"))
+            let slots = format!("a namespace for each instance, addresses of {range}");
+            match hearth_net::Network::look(&crate::networks::slots_config(config)) {
+                Ok(found) if found.is_empty() => Check::new(name, Verdict::Ok, slots),
+                Ok(found) => Check::new(name, Verdict::Ok, format!("{slots}; {}", found.join("; "))),
+                Err(error) => {
+                    let check = Check::new(name, Verdict::Fail, hearth_model::error::chain(&error));
+                    check.remedy(error.hint().unwrap_or_else(|| "see docs/networking.md".into()))
+                }
+            }
         }
     }
 }

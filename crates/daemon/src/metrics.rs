@@ -14,13 +14,14 @@ mod scrape;
 use std::time::Duration;
 
 use hearth_model::{Backend, ErrorKind, Op};
+use hearth_net::Made;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use format::Format;
-use labels::{BackendLabel, EndLabel, OperationLabels, OperationResultLabels, RestoreLabels, StepLabels};
+use labels::{BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, RestoreLabels, StepLabels};
 pub(crate) use labels::{Plan, SocketWait};
 
 /// What an operation that succeeded has as its result; one that failed has its error's kind.
@@ -59,6 +60,7 @@ pub(crate) struct Metrics {
     socket_waits: Family<EndLabel, Counter>,
     socket_wait_duration: Histogram,
     refresh_failures: Family<BackendLabel, Counter>,
+    slots_taken: Family<MadeLabel, Counter>,
 }
 
 impl Metrics {
@@ -75,11 +77,15 @@ impl Metrics {
             socket_waits: Family::default(),
             socket_wait_duration: Histogram::new(SOCKET_BUCKETS),
             refresh_failures: Family::default(),
+            slots_taken: Family::default(),
         };
         this.register();
         // A counter that first appears at one has not risen, as Prometheus sees it: the failure
         // that an alert is for would go unnoticed.
         backends.into_iter().for_each(|backend| this.begin_at_zero(backend));
+        for made in [Made::Ahead, Made::Inline] {
+            drop(this.slots_taken.get_or_create(&MadeLabel::of(made)));
+        }
         for end in SocketWait::ALL {
             drop(this.socket_waits.get_or_create(&EndLabel::of(end)));
         }
@@ -132,6 +138,11 @@ impl Metrics {
             "Refreshes of a guest's identity or network that its agent did not acknowledge",
             self.refresh_failures.clone(),
         );
+        registry.register(
+            "network_slots_taken",
+            "Slots of the network that instances took, by when they were made",
+            self.slots_taken.clone(),
+        );
     }
 
     fn begin_at_zero(&self, backend: Backend) {
@@ -169,6 +180,11 @@ impl Metrics {
         } else {
             self.step_failures.get_or_create(&labels).inc();
         }
+    }
+
+    /// An instance took a slot of the network.
+    pub(crate) fn slot_taken(&self, made: Made) {
+        self.slots_taken.get_or_create(&MadeLabel::of(made)).inc();
     }
 
     /// A guest is about to be brought back from a bundle; counted when what this returns is

@@ -129,6 +129,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { listen, source })?;
     let local = listener.local_addr()?;
 
+    open_many_files();
     let vmms = probe(&config).await;
     info!(accel = vmms.accel.as_str(), why = vmms.accel_why, "guests are run with");
     match vmms.launcher.cgroups() {
@@ -162,6 +163,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     host.networks.close().await;
     info!("drained; instances run on");
     Ok(())
+}
+
+/// Each instance takes some descriptors: of its VMM, its agent, its slot of the network. What the
+/// session allows is often no more than 1024, and what it may be raised to far more. VMMs get the
+/// same, and need far less.
+fn open_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!(%error, "the number of open files stays as it is");
+    }
 }
 
 /// Which VMMs there are, and whether KVM is real.

@@ -50,6 +50,29 @@ pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) ->
     Ok(kept.last().map_or(0, |last| last.saturating_add(1)))
 }
 
+/// What [`prepare`] would find, for people: an empty list if there is nothing to say. Changes nothing.
+pub(crate) fn look(config: &NetConfig, tag: Tag, nft: Nft) -> Result<Vec<String>, NetError> {
+    let outside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
+    refuse_clash(config.cidr.trunc(), tag, &outside)?;
+    let mut found = Vec::new();
+    let path = format!("/proc/sys/{FORWARDING}");
+    if fs::read_to_string(&path).during("read", || path.clone())?.trim() == "0" {
+        found.push("the daemon will turn net.ipv4.ip_forward on".to_owned());
+    }
+    let tag = tag.to_string();
+    match foreign::find(nft, &tag) {
+        Ok(chains) => found.extend(chains.iter().filter(|chain| !chain.admits()).map(|chain| {
+            if config.admit_in_foreign_chains {
+                format!("{chain} drops what is forwarded: the daemon will add a rule of its own there")
+            } else {
+                format!("{chain} drops what is forwarded: {}", chain.advice(&tag))
+            }
+        })),
+        Err(error) => found.push(hearth_model::error::chain(&error)),
+    }
+    Ok(found)
+}
+
 /// Takes away what [`prepare`] made, when there is no slot any more. Forwarding stays on: others may
 /// have come to need it.
 pub(crate) fn restore(cidr: Ipv4Net, ground: &Ground) -> Result<(), NetError> {

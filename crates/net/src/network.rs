@@ -40,6 +40,15 @@ impl Network {
         Slots::possible()
     }
 
+    /// Looks whether [`Network::open`] would succeed on this host, and what it would change or finds in
+    /// its way: sentences for people. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Network::open`]'s.
+    pub fn look(config: &NetConfig) -> Result<Vec<String>, NetError> {
+        Slots::look(config)
+    }
+
     /// Prepares the host, removes what earlier daemons of this data directory left and no record
     /// owns, and begins to fill the pool. `owned` are the seats of records. Needs a tokio runtime.
     ///

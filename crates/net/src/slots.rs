@@ -113,6 +113,11 @@ impl Slots {
         Nft::load().map(drop)
     }
 
+    pub(crate) fn look(config: &NetConfig) -> Result<Vec<String>, NetError> {
+        Self::possible().map_err(NetError::Impossible)?;
+        host::look(config, Tag::of(&config.data_dir), Nft::load().map_err(NetError::Impossible)?)
+    }
+
     pub(crate) async fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Self, NetError> {
         let owned = owned.to_vec();
         let opened = blocking(move || open(config, &owned)).await?;

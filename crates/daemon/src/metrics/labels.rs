@@ -1,6 +1,7 @@
 //! What series are told apart by: closed sets, and the labels made of them.
 
 use hearth_model::{Backend, LoadPlan, Op};
+use hearth_net::Made;
 use prometheus_client::encoding::EncodeLabelSet;
 
 /// How a guest is brought from a bundle to running.
@@ -139,6 +140,21 @@ pub(super) struct EndLabel {
 impl EndLabel {
     pub(super) fn of(end: SocketWait) -> Self {
         Self { end: end.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct MadeLabel {
+    made: &'static str,
+}
+
+impl MadeLabel {
+    pub(super) fn of(made: Made) -> Self {
+        let made = match made {
+            Made::Ahead => "ahead",
+            Made::Inline => "inline",
+        };
+        Self { made }
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) async fn take(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
         async move { host.networks.release(&id).await }
     });
     let (place, made) = run.step("take network", networks.take(&mut subject.record)).await?;
+    host.metrics.slot_taken(made);
     run.note(match made {
         Made::Ahead => "made ahead",
         Made::Inline => "made now: the pool was dry",

@@ -180,6 +180,78 @@ fn many_restores_and_forks_leave_nothing_and_send_no_second_resume() {
     });
 }
 
+/// 24 rounds; `HEARTH_TEST_CYCLES` for more. The daemon is killed in between.
+#[test]
+fn rounds_from_fork_to_removal_leave_nothing_on_the_network() {
+    let Some(setup) = real() else { return };
+    let rounds: u32 = std::env::var("HEARTH_TEST_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    setup.limit_s(150 + 2 * u64::from(rounds)).story(async |host| {
+        let web = boot_without_agent(host, "web").await?;
+        ensure!(web.info().await?.network.and_then(|network| network.ip).is_some(), "it has no address");
+        let snapshot = web.snapshot("warm").await?;
+        let ready = async || Ok(host.slots().len() == SLOTS_OF_A_POOL + SLOT);
+        hearth_e2e::eventually("the pool is full", ready).await?;
+        let before = on_the_network(host).await?;
+        for round in 0..rounds {
+            let name = format!("round-{round}");
+            // One in eight boots, the others are forks.
+            let vm = match round % 8 {
+                0 => boot_without_agent(host, &name).await?,
+                _ => host.fork_snapshot(&snapshot.id, &name, 1).await?.remove(0),
+            };
+            if round % 12 == 5 {
+                host.crash_daemon()?;
+                host.start_daemon()?;
+                vm.is(InstanceState::Running).await?;
+            }
+            vm.standby().await?;
+            vm.restore().await?;
+            if round % 12 == 11 {
+                // In the middle of one: it is carried out or undone, and removed all the same.
+                let standby = host.hearth_command(&["standby", &vm.name]).spawn()?;
+                std::thread::sleep(Duration::from_millis(u64::from(round % 7) * 3));
+                host.crash_daemon()?;
+                host.start_daemon()?;
+                standby.wait_with_output()?;
+            }
+            vm.delete().await?;
+        }
+        hearth_e2e::eventually("the pool is as it was", ready).await?;
+        let after = on_the_network(host).await?;
+        ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        Ok(())
+    });
+}
+
+/// What is in a pool here, and what a slot that is taken shows: a namespace and a link.
+const SLOT: usize = 2;
+const SLOTS_OF_A_POOL: usize = 2 * SLOT;
+
+/// How much of the host's devices, addresses, routes, namespaces and rules bears this daemon's names or
+/// has to do with its range. Others' stories come and go beside it.
+async fn on_the_network(host: &TestHost) -> Result<String> {
+    let range = host.client().capabilities().await?.network.subnet.context("a range")?;
+    let range = range.trim_end_matches("0/24").to_owned();
+    let tag = host.slots().first().and_then(|name| Some(name.split('-').nth(1)?.to_owned())).context("a slot")?;
+    let names = [format!("hv{tag}"), format!("hearth-{tag}-"), format!("hearth_{tag}"), range];
+    let mut text = String::new();
+    for command in [
+        ["ip", "-brief", "link"].as_slice(),
+        &["ip", "-brief", "address"],
+        &["ip", "route"],
+        &["ip", "netns"],
+        &["nft", "-s", "list", "ruleset"],
+    ] {
+        let output = std::process::Command::new(command[0]).args(&command[1..]).output();
+        let output = output.with_context(|| format!("run {}: install iproute2 and nftables", command[0]))?;
+        ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout)?;
+        let its = lines.lines().filter(|line| names.iter().any(|name| line.contains(name.as_str()))).count();
+        text += &format!("{command:?}: {its} lines\n");
+    }
+    Ok(text)
+}
+
 #[test]
 fn a_fork_of_a_running_guest_costs_it_nothing() {
     let Some(setup) = real() else { return };
