@@ -21,6 +21,10 @@ use crate::exec::ExecSession;
 /// How long the agent may take for what needs no waiting in the guest.
 const PROMPT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take that is told what it is: on a disk that was another's it makes keys and
+/// runs its image's hooks first.
+const CONFIGURED: Duration = Duration::from_secs(30);
+
 /// One connection to a guest's agent. The stream ends with its last clone and session.
 #[derive(Debug, Clone)]
 pub struct Agent {
@@ -82,7 +86,8 @@ impl Agent {
     /// [`AgentError`]; `Refused` when the guest could not boot or cannot be so.
     pub async fn configure(&self, config: &GuestConfig) -> Result<Configured, AgentError> {
         let (what, request) = ("configure the guest", ToGuest::Configure(config.clone()));
-        self.ask(what, &request, PROMPT, |answer| if let ToHost::Configured(c) = answer { Some(c) } else { None }).await
+        let configured = |answer| if let ToHost::Configured(c) = answer { Some(c) } else { None };
+        self.ask(what, &request, CONFIGURED, configured).await
     }
 
     /// Whether it can make itself, of another instance's guest, a fork: replace all that the two must

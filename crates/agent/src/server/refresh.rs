@@ -30,7 +30,7 @@ use crate::{network, users};
 
 /// How long programs of the image may take when the host has not said: once to make SSH host keys,
 /// of which RSA's are found by trying and take longest, and once as hooks.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What programs of the image did, beside becoming somebody.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use hearth_api::instances::{ForkInstance, InstanceState, TargetState};
-use hearth_e2e::{TestHost, TestImage, Vm, eventually, refused, slowness, story};
+use hearth_e2e::{Setup, TestHost, TestImage, Vm, eventually, refused, slowness};
 
 const IMAGE: &str = "keys:1";
 
@@ -45,6 +45,11 @@ fn probe() -> Vec<u8> {
     words(&[1 | 5 << 32, 0, BASE, BASE, length, length, 0x1000]);
     elf.extend_from_slice(CODE);
     elf
+}
+
+/// A host whose guests have time for their hooks, however busy it is.
+fn patient_story(tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
+    Setup::default().env("HEARTH_TIMEOUTS_HOOKS_S", "60").story(tell);
 }
 
 async fn import(host: &TestHost) -> Result<()> {
@@ -103,7 +108,7 @@ async fn refresh_note(host: &TestHost, vm: &Vm<'_>) -> Result<String> {
 
 #[test]
 fn eight_forks_at_once_are_each_themselves() {
-    story(async |host| {
+    patient_story(async |host| {
         let base = boot(host, "base").await?;
         let past = itself(&base).await?;
         assert!(past.contains(&BROUGHT.to_owned()), "the image's key is its own, until it is forked: {past:?}");
@@ -163,7 +168,7 @@ fn eight_forks_at_once_are_each_themselves() {
 
 #[test]
 fn a_fork_whose_hook_fails_is_not_made_and_the_hook_is_named() {
-    story(async |host| {
+    patient_story(async |host| {
         host.expect_log("operation failed");
         boot(host, "base").await?.standby().await?;
         let running = Some(TargetState::Running);
@@ -180,7 +185,7 @@ fn a_fork_whose_hook_fails_is_not_made_and_the_hook_is_named() {
 
 #[test]
 fn a_stopped_fork_boots_as_itself() {
-    story(async |host| {
+    patient_story(async |host| {
         let base = boot(host, "base").await?;
         base.sh("sync").await?;
         base.stop().await?;
