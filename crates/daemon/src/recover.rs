@@ -51,8 +51,15 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
     stream::iter(host.store.instances()?)
         .for_each_concurrent(AT_ONCE, |record| async move {
             let (id, name) = (record.id.clone(), record.spec.name.clone());
-            if let Err(error) = recover_one(host, registry, record).await {
-                warn!(%id, %name, %error, "the instance could not be brought back under control");
+            let Err(error) = recover_one(host, registry, record.clone()).await else { return };
+            warn!(%id, %name, %error, "the instance could not be brought back under control: trying once more");
+            // Its VMM may have ended meanwhile: then something else is decided.
+            let Err(error) = recover_one(host, registry, record.clone()).await else { return };
+            warn!(%id, %name, %error, "the instance could not be brought back under control");
+            // Nobody loses an instance: it is shown, with the reason, and can be removed.
+            let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
+            if let Err(error) = rest(host, registry, record, state) {
+                warn!(%id, %name, %error, "that could not be recorded");
             }
         })
         .await;
@@ -268,6 +275,29 @@ mod tests {
         assert!(took < Duration::from_secs(3), "one after another: {took:?}");
         assert_eq!(world.registry.list().len(), GUESTS);
         assert!(world.registry.list().iter().all(|view| *view.state() == InstanceState::Running));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_instance_whose_vmm_is_not_reached_at_first_is_not_lost() {
+        let mut world = World::on(Backend::Firecracker, hearth_model::load::ResumeOnLoad::On).await;
+        let web = world.create("web").await.expect("created");
+        let id = web.id().clone();
+        let mut failed = 0;
+        // The first call looks whether it is there; nothing is decided without that.
+        for nth in 1..4 {
+            // A standby was cut off: the VMM has to be resumed.
+            let mut record = world.host.store.instance(&id).expect("readable").expect("recorded");
+            record.phase = Phase::Busy { op: Op::Standby, from: InstanceState::Running };
+            world.host.store.update_instance(&record).expect("stored");
+            let before = world.fake().calls();
+            world.fake().fail(Some((nth, hearth_vmm::fake::When::Before)));
+            world.reborn().await;
+            world.fake().fail(None);
+            failed += u32::from(world.fake().calls() - before > nth);
+            assert_eq!(world.registry.list().len(), 1, "call {nth} failed, and the instance is lost");
+            assert_eq!(*world.get("web").view().state(), InstanceState::Running, "call {nth} failed");
+        }
+        assert!(failed > 0, "no call was made that could fail");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

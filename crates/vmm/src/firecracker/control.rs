@@ -99,6 +99,8 @@ impl Api {
                 Some(open) if !open.is_closed() => open,
                 _ => greet(socket::connect(dir, API_SOCKET).await?).await?,
             };
+            // After an answer the connection takes a moment until it takes another request.
+            open.ready().await.map_err(io::Error::other)?;
             let answer = open.send_request(request).await.map_err(io::Error::other)?;
             let status = answer.status();
             let text = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await.map_err(io::Error::other)?;
