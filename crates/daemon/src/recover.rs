@@ -35,6 +35,12 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
         warn!(%error, "cgroups of VMMs that have ended could not be swept");
     }
     let snapshots = host.data.snapshots();
+    // Of a removal that was cut off the record goes before the files, which tell of it.
+    let withdrawn = blocking({
+        let snapshots = snapshots.clone();
+        move || hearth_snapshot::withdrawn(&snapshots)
+    });
+    withdrawn.await?.iter().try_for_each(|id| host.store.remove_snapshot(id))?;
     let known: std::collections::BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
     let swept = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;
     for error in &swept.failed {
@@ -298,6 +304,24 @@ mod tests {
             assert_eq!(*world.get("web").view().state(), InstanceState::Running, "call {nth} failed");
         }
         assert!(failed > 0, "no call was made that could fail");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_whose_removal_was_cut_off_is_removed_to_the_end() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        let before = world.at_rest().await;
+        let plan = |name: &str| crate::ops::SnapshotPlan {
+            name: Some(name.parse().expect("a name")),
+            tags: std::collections::BTreeMap::new(),
+            kind: hearth_store::SnapshotKind::Standby,
+            internal: false,
+        };
+        let saved = web.snapshot(plan("warm")).await.expect("saved");
+        hearth_snapshot::withdraw(&world.host.data.snapshots(), &saved.id).expect("withdrawn");
+        world.reborn().await;
+        assert_eq!(world.host.store.snapshot(&saved.id).expect("readable"), None);
+        assert_eq!(world.at_rest().await, before, "neither record nor bundle is left");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -197,9 +197,15 @@ impl Registry {
     pub(crate) async fn drop_snapshot(&self, snapshot: &SnapshotId) -> Result<(), OpError> {
         let host = &self.inner.host;
         host.pins.free(snapshot).await;
-        // The record goes first: a bundle without one is swept at the next start.
-        host.store.remove_snapshot(snapshot)?;
+        // Whoever dies between two of these: a bundle that was withdrawn loses its record at the next
+        // start, and then its files.
         let (snapshots, id) = (host.data.snapshots(), snapshot.clone());
+        blocking({
+            let (snapshots, id) = (snapshots.clone(), id.clone());
+            move || hearth_snapshot::withdraw(&snapshots, &id)
+        })
+        .await?;
+        host.store.remove_snapshot(snapshot)?;
         blocking(move || hearth_snapshot::remove(&snapshots, &id)).await
     }
 

@@ -38,7 +38,7 @@ pub use compatible::{CpuFingerprint, Difference, HostFacts, Incompatible, compat
 pub use draft::{Draft, DraftError, begin, discard, publish};
 pub use manifest::{BundleKind, FORMAT, FileEntry, Manifest};
 pub use open::{Bundle, OpenError, open};
-pub use remove::{RemoveError, Swept, remove, sweep};
+pub use remove::{RemoveError, Swept, remove, sweep, withdraw, withdrawn};
 pub use settle::{SettleError, Settled, VerifyError, settle, verify};
 
 /// The manifest.

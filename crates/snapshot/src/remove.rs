@@ -42,6 +42,24 @@ pub struct Swept {
     pub missing: Vec<SnapshotId>,
 }
 
+/// Withdraws a bundle: from here on it is gone for everyone, and its removal has been decided, whoever
+/// dies then: see [`withdrawn`]. None there is success. [`remove`] deletes its files.
+///
+/// # Errors
+/// The file system's; the bundle is where it was then.
+pub fn withdraw(snapshots: &Path, id: &SnapshotId) -> Result<(), RemoveError> {
+    let (bundle, trash) = (snapshots.join(id.as_str()), trash(snapshots, id));
+    if !bundle.exists() {
+        return Ok(());
+    }
+    // What an earlier try left would be in the way of the rename.
+    delete(&trash)?;
+    match fs::rename(&bundle, &trash) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| RemoveError { action: "remove snapshot", path: bundle, source }),
+    }
+}
+
 /// Removes a bundle: it is gone at once for everyone, and then its files are deleted. None there
 /// is success, and one whose removal was cut off is removed to its end. Who has hard links to its
 /// files keeps them.
@@ -50,14 +68,31 @@ pub struct Swept {
 /// The file system's. If the bundle's files could not all be deleted, it is gone nevertheless, and
 /// removing it again or [`sweep`] tries again.
 pub fn remove(snapshots: &Path, id: &SnapshotId) -> Result<(), RemoveError> {
-    let (bundle, trash) = (snapshots.join(id.as_str()), snapshots.join(format!("{TRASH_PREFIX}{id}")));
-    // What an earlier try left would be in the way of the rename.
-    delete(&trash)?;
-    match fs::rename(&bundle, &trash) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(RemoveError { action: "remove snapshot", path: bundle, source }),
-        Ok(()) => delete(&trash),
+    withdraw(snapshots, id)?;
+    delete(&trash(snapshots, id))
+}
+
+/// The bundles that were withdrawn and not removed to the end: who has records of them forgets those
+/// before [`sweep`] deletes the files, and with them what tells of it.
+///
+/// # Errors
+/// If the directory cannot be listed. A directory that is not there is an empty one.
+pub fn withdrawn(snapshots: &Path) -> Result<Vec<SnapshotId>, RemoveError> {
+    let failed = |source| RemoveError { action: "list", path: snapshots.to_owned(), source };
+    let entries = match fs::read_dir(snapshots) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        found.extend(name.to_string_lossy().strip_prefix(TRASH_PREFIX).and_then(|id| id.parse().ok()));
     }
+    Ok(found)
+}
+
+fn trash(snapshots: &Path, id: &SnapshotId) -> PathBuf {
+    snapshots.join(format!("{TRASH_PREFIX}{id}"))
 }
 
 /// For a daemon's start: removes all drafts and trash, and says which bundles `keep` does not name
