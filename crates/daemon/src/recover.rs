@@ -210,8 +210,8 @@ async fn adopt(
     }
     // An operation that was cut off may have closed its gate.
     let placed = match host.networks.adopt(&record).await {
-        Ok(()) => host.networks.unlock(&record.id).await,
-        Err(error) => Err(error),
+        Ok(()) if record.slot.is_some() => host.networks.unlock(&record.id).await,
+        adopted => adopted,
     };
     if let Err(error) = placed {
         warn!(id = %record.id, %error, "the instance runs on without its network");

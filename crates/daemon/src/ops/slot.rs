@@ -32,7 +32,7 @@ pub(super) async fn take(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
 }
 
 pub(super) async fn open(host: &Arc<Host>, subject: &Subject, run: &mut Run) -> Result<(), OpError> {
-    if !host.networks.has_slots(&subject.record.spec) {
+    if subject.record.slot.is_none() {
         return Ok(());
     }
     run.step("open network", host.networks.unlock(subject.id())).await
@@ -40,7 +40,7 @@ pub(super) async fn open(host: &Arc<Host>, subject: &Subject, run: &mut Run) -> 
 
 /// Closes the gate of a guest that runs; an operation that fails opens it again.
 pub(super) async fn shut(host: &Arc<Host>, subject: &Subject, run: &mut Run) -> Result<(), OpError> {
-    if !host.networks.has_slots(&subject.record.spec) {
+    if subject.record.slot.is_none() {
         return Ok(());
     }
     run.undo("open network", {
