@@ -6,8 +6,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -36,33 +37,95 @@ impl Sum {
     }
 }
 
-/// For a file of at most some MiB: it is read whole.
+/// For a file of at most some MiB.
 pub(crate) fn sha256(file: &File) -> io::Result<Sum> {
-    let mut content = Vec::new();
-    io::Read::read_to_end(&mut &*file, &mut content)?;
-    Ok(Sum::Sha256(hex(&Sha256::digest(&content))))
+    let length = file.metadata()?.len();
+    let mut buffer = Buffer::new();
+    let mut digest = Sha256::new();
+    for start in (0..length).step_by(Buffer::SIZE) {
+        digest.update(buffer.fill(file, start, length)?);
+    }
+    Ok(Sum::Sha256(hex(&digest.finalize())))
 }
 
 /// For a file of any size.
 pub(crate) fn chunks(file: &File) -> io::Result<Sum> {
     let length = file.metadata()?.len();
     let mut sums = Vec::new();
-    let mut buffer = vec![0; usize::try_from(CHUNK).expect("a MiB fits")];
+    let mut buffer = Buffer::new();
     let mut at = 0;
     while let Some(number) = next_data(file, at)?.map(|data| data / CHUNK) {
         let start = number * CHUNK;
         if start >= length {
             break;
         }
-        let size = usize::try_from(CHUNK.min(length - start)).expect("at most a MiB");
-        let chunk = &mut buffer[..size];
-        file.read_exact_at(chunk, start)?;
-        if chunk.iter().any(|byte| *byte != 0) {
+        let chunk = buffer.fill(file, start, length)?;
+        if !is_zeros(chunk) {
             sums.push((number, crc32fast::hash(chunk)));
         }
         at = start + CHUNK;
     }
     Ok(Sum::Chunks(sums))
+}
+
+/// Opens a file to read what is on the disk, past the page cache: what forks map from there is not
+/// pushed out by a reader that wants each byte once, and rot below it is not hidden by it. Where
+/// the file system cannot, what the cache says has to do.
+pub(crate) fn open_past_the_cache(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    let usual = rustix::fs::fcntl_getfl(&file)?;
+    // Some refuse the flag, and some only the read.
+    if rustix::fs::fcntl_setfl(&file, usual | OFlags::DIRECT).is_ok() {
+        let mut buffer = Buffer::new();
+        if matches!(file.read_at(buffer.aligned(), 0), Err(error) if error.raw_os_error() == Some(EINVAL)) {
+            rustix::fs::fcntl_setfl(&file, usual)?;
+        }
+    }
+    Ok(file)
+}
+
+const EINVAL: i32 = Errno::INVAL.raw_os_error();
+
+/// Room for one [`CHUNK`], where a disk can write to it directly.
+struct Buffer {
+    room: Vec<u8>,
+}
+
+impl Buffer {
+    const SIZE: usize = 1 << 20;
+    /// More than any disk's sector asks for.
+    const ALIGNMENT: usize = 4096;
+
+    fn new() -> Self {
+        Self { room: vec![0; Self::SIZE + Self::ALIGNMENT] }
+    }
+
+    fn aligned(&mut self) -> &mut [u8] {
+        let skip = self.room.as_ptr().align_offset(Self::ALIGNMENT).min(Self::ALIGNMENT);
+        &mut self.room[skip..skip + Self::SIZE]
+    }
+
+    /// What a file of that length has from `start` on, a chunk at most.
+    fn fill(&mut self, file: &File, start: u64, length: u64) -> io::Result<&[u8]> {
+        let wanted = usize::try_from(CHUNK.min(length.saturating_sub(start))).expect("at most a MiB");
+        // The whole room is offered: a direct read takes whole sectors, also at a file's end.
+        let room = self.aligned();
+        let mut filled = 0;
+        while filled < wanted {
+            match file.read_at(&mut room[filled..], start + filled as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(more) => filled += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(&room[..wanted])
+    }
+}
+
+/// By one comparison of memory: most of a memory file's data that was never written to is zeros.
+fn is_zeros(chunk: &[u8]) -> bool {
+    chunk.split_first().is_none_or(|(first, rest)| *first == 0 && *rest == chunk[..rest.len()])
 }
 
 /// Where the next data begins, at or after `at`.
@@ -103,6 +166,20 @@ mod tests {
         let sum = chunks(&hole).expect("sums");
         assert_eq!(sum, chunks(&zeros).expect("sums"));
         assert!(matches!(&sum, Sum::Chunks(list) if list.len() == 1 && list[0].0 == 3));
+    }
+
+    #[test]
+    fn past_the_cache_is_the_same_content() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        for length in [0_usize, 1, 4096, 5000, 1 << 20, (1 << 20) + 1] {
+            std::fs::write(&path, vec![7; length]).expect("writes");
+            let (usual, direct) =
+                (File::open(&path).expect("opens"), open_past_the_cache(&path).expect("opens past the cache"));
+            assert_eq!(chunks(&usual).expect("sums"), chunks(&direct).expect("sums"), "{length}");
+            let sum = sha256(&direct).expect("sums");
+            assert_eq!(sum, Sum::Sha256(hex(&Sha256::digest(vec![7; length]))), "{length}");
+        }
     }
 
     #[test]

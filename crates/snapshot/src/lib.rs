@@ -9,6 +9,8 @@
 //!     disks/overlay.img      the writable layer at that moment
 //!     disks/<id>             in place of both, each drive of a guest that was imported
 //!     settled.json           checksums; there once all of it has reached the disk
+//!     damaged.json           which file is not what it was; there from a verification that failed
+//!                            to one that succeeds, and until then nothing is loaded of it
 //! snapshots/.draft-<id>/     being written: nobody reads it
 //! snapshots/.trash-<id>/     being deleted
 //! ```
@@ -30,16 +32,20 @@ mod checksum;
 mod compatible;
 mod draft;
 mod manifest;
+mod mark;
 mod open;
 mod remove;
 mod settle;
+mod verify;
 
 pub use compatible::{CpuFingerprint, Difference, HostFacts, Incompatible, compatible};
 pub use draft::{Draft, DraftError, begin, discard, publish};
 pub use manifest::{BundleKind, FORMAT, FileEntry, Manifest};
+pub use mark::{Damage, damage};
 pub use open::{Bundle, OpenError, open};
 pub use remove::{RemoveError, Swept, remove, sweep, withdraw, withdrawn};
-pub use settle::{SettleError, Settled, VerifyError, settle, verify};
+pub use settle::{SettleError, Settled, settle};
+pub use verify::{VerifyError, check, due, verify};
 
 /// The manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -55,6 +61,9 @@ pub const ROOTFS: &str = hearth_model::spec::ROOTFS;
 pub const OVERLAY: &str = hearth_model::spec::OVERLAY;
 /// Checksums, written when the bundle has reached the disk.
 pub const SETTLED: &str = "settled.json";
+
+/// The mark of a bundle that failed its verification.
+pub const DAMAGED: &str = "damaged.json";
 
 const DRAFT_PREFIX: &str = ".draft-";
 const TRASH_PREFIX: &str = ".trash-";

@@ -3,14 +3,18 @@
 //! On the way of every restore and fork: one small file and a stat per file.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use hearth_model::SnapshotId;
 use hearth_model::error::{ErrorKind, Kind, io_kind};
 
 use crate::manifest::{FORMAT, Manifest};
-use crate::{MANIFEST, MEMORY, OVERLAY, ROOTFS, SETTLED, VMSTATE, boot_id};
+use crate::mark::{self, Damage};
+use crate::{DAMAGED, MANIFEST, MEMORY, OVERLAY, ROOTFS, SETTLED, VMSTATE, boot_id};
+
+/// More than a specification can say; a manifest has some KiB.
+const MOST_MANIFEST: u64 = 16 << 20;
 
 /// A published bundle, whole as far as sizes tell.
 #[derive(Debug, Clone)]
@@ -110,6 +114,15 @@ pub enum OpenError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A verification found that a file is not what it was.
+    #[error("{file} of snapshot {id} {problem}: found by a verification on {found}, and not verified since",
+        file = damage.file, problem = damage.problem, found = damage.found())]
+    Marked {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What was found.
+        damage: Damage,
+    },
     /// The host went down before its files had reached the disk.
     #[error("snapshot {id} was not yet on disk when the host went down")]
     Unsettled {
@@ -132,7 +145,9 @@ impl Kind for OpenError {
         match self {
             Self::Absent { .. } => ErrorKind::NotFound,
             Self::FromTheFuture { .. } => ErrorKind::Incompatible,
-            Self::Garbled { .. } | Self::Damaged { .. } | Self::Unsettled { .. } => ErrorKind::Corrupt,
+            Self::Garbled { .. } | Self::Damaged { .. } | Self::Marked { .. } | Self::Unsettled { .. } => {
+                ErrorKind::Corrupt
+            }
             Self::Io { source, .. } => io_kind(source),
         }
     }
@@ -140,21 +155,38 @@ impl Kind for OpenError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::FromTheFuture { .. } => Some("use the version that wrote it, or a later one".into()),
-            Self::Garbled { .. } | Self::Damaged { .. } | Self::Unsettled { .. } => {
-                Some("restore its directory from a backup, or remove the snapshot".into())
-            }
+            Self::Garbled { id, .. } => Some(remedy(MANIFEST, id)),
+            Self::Damaged { id, file, .. } => Some(remedy(file, id)),
+            Self::Marked { id, damage } => Some(remedy(&damage.file, id)),
+            Self::Unsettled { .. } => Some("restore its directory from a backup, or remove the snapshot".into()),
             Self::Absent { .. } | Self::Io { .. } => None,
         }
     }
 }
 
+/// What to do about a file that is not what it was.
+pub(crate) fn remedy(file: &str, id: &SnapshotId) -> String {
+    format!("put {file} back from a backup and run `hearth snapshot verify {id}`, or remove the snapshot")
+}
+
 /// Opens a published bundle: reads the manifest, and checks that each file is there with the size
-/// it was published with. Contents are [`verify`](crate::verify)'s.
+/// it was published with, and that no verification has found one to be damaged. Contents are
+/// [`verify`](crate::verify)'s.
 ///
 /// # Errors
 /// `not_found`, `incompatible` if a later version wrote it, `corrupt` naming the file, or the file
 /// system's.
 pub fn open(snapshots: &Path, id: &SnapshotId) -> Result<Bundle, OpenError> {
+    let bundle = open_even_marked(snapshots, id)?;
+    match mark::read(bundle.dir()) {
+        Ok(None) => Ok(bundle),
+        Ok(Some(damage)) => Err(OpenError::Marked { id: id.clone(), damage }),
+        Err(source) => Err(OpenError::Io { path: bundle.dir().join(DAMAGED), source }),
+    }
+}
+
+/// The same, to look whether what is marked is well again.
+pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bundle, OpenError> {
     let dir = snapshots.join(id.as_str());
     let manifest = read_manifest(&dir, id)?;
     let damaged = |file: &str, problem: String| OpenError::Damaged { id: id.clone(), file: file.to_owned(), problem };
@@ -195,13 +227,14 @@ fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
         format: u32,
     }
     let path = dir.join(MANIFEST);
-    let json = match fs::read(&path) {
-        Ok(json) => json,
+    let damaged =
+        |problem: &str| OpenError::Damaged { id: id.clone(), file: MANIFEST.to_owned(), problem: problem.to_owned() };
+    let json = match read_at_most(&path, MOST_MANIFEST) {
+        Ok(Some(json)) => json,
+        Ok(None) => return Err(damaged("is larger than any manifest")),
         Err(error) if is_absent(&error) && !dir.exists() => return Err(OpenError::Absent { id: id.clone() }),
-        Err(error) if is_absent(&error) => {
-            let (file, problem) = (MANIFEST.to_owned(), "is missing".to_owned());
-            return Err(OpenError::Damaged { id: id.clone(), file, problem });
-        }
+        Err(error) if is_absent(&error) => return Err(damaged("is missing")),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(damaged("is not a file")),
         Err(source) => return Err(OpenError::Io { path, source }),
     };
     let garbled = |source| OpenError::Garbled { id: id.clone(), source };
@@ -211,6 +244,13 @@ fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
         return Err(OpenError::FromTheFuture { id: id.clone(), found: format });
     }
     serde_json::from_slice(&json).map_err(garbled)
+}
+
+/// Reads a file, unless it is longer than that: then it is not what it should be.
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut content = Vec::new();
+    fs::File::open(path)?.take(most + 1).read_to_end(&mut content)?;
+    Ok((content.len() as u64 <= most).then_some(content))
 }
 
 fn is_absent(error: &io::Error) -> bool {

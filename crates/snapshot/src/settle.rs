@@ -1,4 +1,4 @@
-//! Off the hot path: bringing a bundle to the disk, and checking that it is still what it was.
+//! Off the hot path: bringing a bundle to the disk, with the checksums that it is verified by.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use crate::{DISKS, MANIFEST, SETTLED, VMSTATE};
 /// Sums of all files of a bundle, as `settled.json` keeps them.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Settled {
-    files: BTreeMap<String, Sum>,
+    pub(crate) files: BTreeMap<String, Sum>,
 }
 
 /// A bundle could not be brought to the disk.
@@ -52,66 +52,6 @@ impl Kind for SettleError {
         match self {
             Self::Encode { .. } => ErrorKind::Internal,
             Self::Io { source, .. } => io_kind(source),
-        }
-    }
-}
-
-/// A bundle is not what it was when it was settled, or that cannot be told.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyError {
-    /// It has no checksums yet.
-    #[error("snapshot {id} has no checksums yet")]
-    Unsettled {
-        /// The snapshot.
-        id: SnapshotId,
-    },
-    /// The checksums cannot be read.
-    #[error("read {file} of snapshot {id}", file = SETTLED)]
-    Garbled {
-        /// The snapshot.
-        id: SnapshotId,
-        /// What is wrong with them.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A file's content has changed.
-    #[error("{file} of snapshot {id} has changed since it was saved, at byte {at} or after")]
-    Changed {
-        /// The snapshot.
-        id: SnapshotId,
-        /// The file.
-        file: String,
-        /// Where.
-        at: u64,
-    },
-    /// The file system refused.
-    #[error("read {path}")]
-    Io {
-        /// What.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Kind for VerifyError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unsettled { .. } => ErrorKind::WrongState,
-            Self::Garbled { .. } | Self::Changed { .. } => ErrorKind::Corrupt,
-            Self::Io { source, .. } => io_kind(source),
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unsettled { .. } => Some("try again when it has been written to disk".into()),
-            Self::Garbled { .. } | Self::Changed { .. } => {
-                Some("restore its directory from a backup, or remove the snapshot".into())
-            }
-            Self::Io { .. } => None,
         }
     }
 }
@@ -153,37 +93,12 @@ pub fn settle(bundle: &Bundle) -> Result<Settled, SettleError> {
     Ok(settled)
 }
 
-/// Reads the whole bundle and compares it with its checksums.
-///
-/// # Errors
-/// `corrupt` naming the file and where it differs; `wrong_state` if it is not settled yet.
-pub fn verify(bundle: &Bundle) -> Result<(), VerifyError> {
-    let id = bundle.id();
-    let path = bundle.dir().join(SETTLED);
-    let settled: Settled = match fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|source| VerifyError::Garbled { id: id.clone(), source })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(VerifyError::Unsettled { id: id.clone() });
-        }
-        Err(source) => return Err(VerifyError::Io { path, source }),
-    };
-    for name in summed(bundle) {
-        let path = bundle.dir().join(&name);
-        let now =
-            File::open(&path).and_then(|file| sum(&name, &file)).map_err(|source| VerifyError::Io { path, source })?;
-        let differs = settled.files.get(&name).map_or(Some(0), |then| then.first_difference(&now));
-        if let Some(at) = differs {
-            return Err(VerifyError::Changed { id: id.clone(), file: name, at });
-        }
-    }
-    Ok(())
-}
-
-fn summed(bundle: &Bundle) -> impl Iterator<Item = String> {
+pub(crate) fn summed(bundle: &Bundle) -> impl Iterator<Item = String> {
     std::iter::once(MANIFEST.to_owned()).chain(bundle.manifest().files())
 }
 
-fn sum(name: &str, file: &File) -> io::Result<Sum> {
+/// The sum of one file, by its path in the bundle.
+pub(crate) fn sum(name: &str, file: &File) -> io::Result<Sum> {
     if matches!(name, MANIFEST | VMSTATE) { checksum::sha256(file) } else { checksum::chunks(file) }
 }
 
