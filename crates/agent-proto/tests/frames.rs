@@ -103,3 +103,79 @@ proptest! {
         prop_assert_eq!(seen.last(), Some(&(3, 4, ToGuest::Ping, vec![])));
     }
 }
+
+/// A frame that checks, with anything in the place of its message.
+fn framed(payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    // The unit has no bytes: what follows is all there is.
+    Encoder::default().encode(&mut out, 1, 1, &(), payload).expect("small enough");
+    out
+}
+
+/// Messages that have lists, options and texts in them.
+fn samples() -> Vec<Vec<u8>> {
+    let exec = ExecStart {
+        argv: vec!["/bin/sh".into(), "-c".into(), "exit 7".into()],
+        env: vec!["A=1".into()],
+        ..ExecStart::default()
+    };
+    [ToGuest::Hello { version: 3 }, ToGuest::Exec(exec), ToGuest::Stdin, ToGuest::Ping]
+        .iter()
+        .map(|message| {
+            let stream = frame(1, 1, message, b"data");
+            let mut decoder = Decoder::default();
+            let mut input = &stream[..];
+            let frame = decoder.next(&mut input).expect("a frame");
+            frame.message::<()>().expect("has no bytes").1.to_vec()
+        })
+        .collect()
+}
+
+/// Decodes both ways; whatever came of it, the decoder holds no more than a frame may have.
+fn read(payload: &[u8]) {
+    let stream = framed(payload);
+    let mut decoder = Decoder::default();
+    let mut input = &stream[..];
+    let Some(frame) = decoder.next(&mut input) else {
+        assert!(payload.is_empty(), "it checks");
+        return;
+    };
+    for rest in [frame.message::<ToGuest>().map(|(_, rest)| rest), frame.message::<ToHost>().map(|(_, rest)| rest)] {
+        assert!(rest.is_err() || payload.ends_with(rest.expect("not an error")), "data is what follows the message");
+    }
+    assert!(decoder.capacity() <= 2 * MAX_BODY + 4096);
+}
+
+#[test]
+fn a_list_that_claims_to_be_longer_than_its_frame_takes_no_memory_for_it() {
+    for sample in samples() {
+        for at in 0..sample.len() {
+            // The largest number that a varint can say, where a length may stand.
+            let claim = [&sample[..at], &[0xff; 9], &[1], &sample[at..]].concat();
+            read(&claim);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_payload_of_a_frame_that_checks_is_a_message_or_an_error(payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        read(&payload);
+    }
+
+    #[test]
+    fn a_message_that_was_changed_is_a_message_or_an_error(
+        which in any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<proptest::sample::Index>(),
+    ) {
+        let samples = samples();
+        let mut payload = which.get(&samples).clone();
+        for (at, byte) in changes {
+            let at = at.index(payload.len());
+            payload[at] = byte;
+        }
+        read(&payload);
+        read(&payload[..cut.index(payload.len())]);
+    }
+}
