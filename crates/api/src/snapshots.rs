@@ -108,6 +108,20 @@ pub struct RestoreSnapshot {
     pub target_state: Option<TargetState>,
 }
 
+/// `POST /snapshots/{snapshot_id}/verify` (ours): the snapshot is what it was when it was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifiedSnapshot {
+    /// Which one.
+    pub id: String,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How long its files are together, holes too, in bytes.
+    pub bytes: u64,
+    /// When that was found.
+    pub verified_at: Timestamp,
+}
+
 /// `POST /snapshots/{snapshot_id}/fork`: makes new instances of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -24,6 +24,7 @@ use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
 use crate::pins::Pins;
 use crate::run::blocking;
+use crate::scrub::Scrubber;
 use crate::settle::Settler;
 
 /// Everything an operation may touch.
@@ -36,6 +37,7 @@ pub(crate) struct Host {
     pub(crate) vmms: Vmms,
     pub(crate) networks: Networks,
     pub(crate) settler: Settler,
+    pub(crate) scrubber: Scrubber,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) hatch: Hatch,
     boot_files: OnceCell<BootFiles>,
@@ -79,6 +81,8 @@ impl Host {
     ) -> std::io::Result<Arc<Self>> {
         let pins = Pins::default();
         let settler = Settler::start(data.snapshots(), pins.clone())?;
+        let metrics = Arc::new(Metrics::new(vmms.usable()));
+        let scrubber = Scrubber::start(data.snapshots(), config.snapshots.scrub_interval(), Arc::clone(&metrics))?;
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
         Ok(Arc::new(Self {
@@ -91,7 +95,8 @@ impl Host {
             store,
             pins,
             settler,
-            metrics: Arc::new(Metrics::new(vmms.usable())),
+            scrubber,
+            metrics,
             vmms,
             networks,
             boot_files: OnceCell::new(),

@@ -86,5 +86,6 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::import))
         .routes(routes!(snapshots::get, snapshots::delete))
+        .routes(routes!(snapshots::verify))
         .routes(routes!(fork::snapshot))
 }

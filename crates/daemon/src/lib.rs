@@ -25,6 +25,7 @@ mod recover;
 mod registry;
 mod resources;
 mod run;
+mod scrub;
 mod serve;
 mod settle;
 #[cfg(test)]

@@ -17,12 +17,16 @@ use hearth_model::{Backend, ErrorKind, Op};
 use hearth_net::Made;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use format::Format;
-use labels::{BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, RestoreLabels, StepLabels};
-pub(crate) use labels::{Plan, SocketWait};
+use labels::{
+    BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, RestoreLabels, StepLabels,
+    VerificationLabel,
+};
+pub(crate) use labels::{Plan, SocketWait, Verdict};
 
 /// What an operation that succeeded has as its result; one that failed has its error's kind.
 const OK: &str = "ok";
@@ -61,6 +65,8 @@ pub(crate) struct Metrics {
     socket_wait_duration: Histogram,
     refresh_failures: Family<BackendLabel, Counter>,
     slots_taken: Family<MadeLabel, Counter>,
+    verifications: Family<VerificationLabel, Counter>,
+    damaged: Gauge,
 }
 
 impl Metrics {
@@ -78,6 +84,8 @@ impl Metrics {
             socket_wait_duration: Histogram::new(SOCKET_BUCKETS),
             refresh_failures: Family::default(),
             slots_taken: Family::default(),
+            verifications: Family::default(),
+            damaged: Gauge::default(),
         };
         this.register();
         // A counter that first appears at one has not risen, as Prometheus sees it: the failure
@@ -88,6 +96,9 @@ impl Metrics {
         }
         for end in SocketWait::ALL {
             drop(this.socket_waits.get_or_create(&EndLabel::of(end)));
+        }
+        for verdict in Verdict::ALL {
+            drop(this.verifications.get_or_create(&VerificationLabel::of(verdict)));
         }
         this
     }
@@ -142,6 +153,16 @@ impl Metrics {
             "network_slots_taken",
             "Slots of the network that instances took, by when they were made",
             self.slots_taken.clone(),
+        );
+        registry.register(
+            "snapshot_verifications",
+            "Snapshots that were compared with their checksums, by what came of it",
+            self.verifications.clone(),
+        );
+        registry.register(
+            "snapshots_damaged",
+            "Snapshots that a verification has found to be damaged, and that are not loaded",
+            self.damaged.clone(),
         );
     }
 
@@ -202,6 +223,16 @@ impl Metrics {
     /// An agent did not acknowledge who it is now, or its new network.
     pub(crate) fn refresh_failed(&self, backend: Backend) {
         self.refresh_failures.get_or_create(&BackendLabel::of(backend)).inc();
+    }
+
+    /// A snapshot was compared with its checksums.
+    pub(crate) fn verified(&self, verdict: Verdict) {
+        self.verifications.get_or_create(&VerificationLabel::of(verdict)).inc();
+    }
+
+    /// So many are marked as damaged now.
+    pub(crate) fn damaged(&self, count: usize) {
+        self.damaged.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
 

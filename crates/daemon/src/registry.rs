@@ -206,7 +206,9 @@ impl Registry {
         })
         .await?;
         host.store.remove_snapshot(snapshot)?;
-        blocking(move || hearth_snapshot::remove(&snapshots, &id)).await
+        blocking(move || hearth_snapshot::remove(&snapshots, &id)).await?;
+        host.scrubber.forget(snapshot);
+        Ok(())
     }
 
     /// Puts an instance that is there already under a driver: at the daemon's start.

@@ -13,7 +13,9 @@ use crate::instances::{
     InstanceStats, ListInstances, PathInfo, StatQuery, WaitQuery, Waited,
 };
 use crate::resources::Resources;
-use crate::snapshots::{CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot};
+use crate::snapshots::{
+    CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, VerifiedSnapshot,
+};
 use crate::timeline::{Timeline, TimelineQuery};
 
 /// Where the body is left out.
@@ -151,6 +153,11 @@ impl Client {
     /// Makes a snapshot of a guest that plain Firecracker saved on the server.
     pub async fn import_snapshot(&self, request: &ImportSnapshot) -> Result<Snapshot, ClientError> {
         self.post("/snapshots/import", Some(request)).await
+    }
+
+    /// Compares a snapshot with its checksums.
+    pub async fn verify_snapshot(&self, id: &str) -> Result<VerifiedSnapshot, ClientError> {
+        self.post(&format!("/snapshots/{}/verify", segment(id)), NOTHING).await
     }
 
     /// Removes a snapshot.

@@ -1,11 +1,17 @@
 //! `hearth snapshot`: save instances, and make others of what was saved.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hearth_api::ErrorBody;
+use hearth_api::client::ClientError;
 use hearth_api::instances::InstanceState;
 use hearth_api::snapshots::{
     CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind,
+    VerifiedSnapshot,
 };
+use hearth_model::ErrorKind;
+use serde::Serialize;
 
 use super::fork::{Own, Target, print};
 use super::{absolute, on_each};
@@ -33,6 +39,11 @@ pub(crate) enum Command {
     /// wrote, and a copy of every drive that the state names. Nothing of it is changed. The drives
     /// must stay where they are: Firecracker opens them at each fork before they are replaced.
     Import(Import),
+    /// Compare snapshots with their checksums
+    ///
+    /// Reads every file of each. One that is damaged is not loaded from then on, until its file is
+    /// put back and it is verified again. An instance's standby memory is verified by its id.
+    Verify(Verify),
     /// Remove snapshots; instances made of them stay
     Rm(Rm),
 }
@@ -137,6 +148,13 @@ pub(crate) struct Fork {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Verify {
+    /// Names or ids of snapshots [default: all]
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Rm {
     /// Names or ids of snapshots
     #[arg(value_name = "SNAPSHOT", required = true)]
@@ -154,6 +172,7 @@ pub(crate) async fn snapshot(context: &Context, command: Command) -> Result<(), 
         Command::Restore(arguments) => restore(context, arguments).await,
         Command::Fork(arguments) => fork(context, arguments).await,
         Command::Import(arguments) => import(context, arguments).await,
+        Command::Verify(arguments) => verify(context, arguments.snapshots).await,
         Command::Rm(arguments) => rm(context, &arguments.snapshots).await,
     }
 }
@@ -243,6 +262,56 @@ async fn fork(context: &Context, arguments: Fork) -> Result<(), CliError> {
     let doing = format!("forking snapshot {}", arguments.snapshot);
     let forked = context.output.while_waiting(&doing, client.fork_snapshot(&arguments.snapshot, &request)).await?;
     print(context, forked)
+}
+
+/// What came of one, with `--json`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Verdict {
+    Verified(VerifiedSnapshot),
+    Failed { id: String, error: Box<ErrorBody> },
+}
+
+/// Looks at all of them, also when one is damaged; the first error is the command's.
+async fn verify(context: &Context, named: Vec<String>) -> Result<(), CliError> {
+    let client = context.client()?;
+    let all = named.is_empty();
+    let snapshots = if all {
+        let listed = client.snapshots(&ListSnapshots::default(), &BTreeMap::new()).await?;
+        listed.into_iter().map(|snapshot| snapshot.id).collect()
+    } else {
+        named
+    };
+    let (mut verdicts, mut failed) = (Vec::new(), None);
+    for snapshot in snapshots {
+        let doing = format!("verifying {snapshot}");
+        match context.output.while_waiting(&doing, client.verify_snapshot(&snapshot)).await {
+            Ok(verified) => {
+                if !context.output.json {
+                    let name = verified.name.as_ref().map(|name| format!("  {name}")).unwrap_or_default();
+                    context.output.text(&format!("{}{name}  ok  {}\n", verified.id, size(verified.bytes)))?;
+                }
+                verdicts.push(Verdict::Verified(verified));
+            }
+            Err(ClientError::Api(error)) => {
+                // Of those that nobody named, one that was taken a moment ago, or removed meanwhile,
+                // is nothing to complain of.
+                let said = error.body.kind();
+                let excused = all && matches!(said, ErrorKind::WrongState | ErrorKind::NotFound);
+                context.output.note(&format!("{snapshot}  {}", error.body.message));
+                let body = error.body.clone();
+                verdicts.push(Verdict::Failed { id: snapshot, error: body });
+                if !excused && failed.is_none() {
+                    failed = Some(CliError::from(ClientError::Api(error)));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if context.output.json {
+        context.output.result(&verdicts, |_| String::new())?;
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 async fn rm(context: &Context, snapshots: &[String]) -> Result<(), CliError> {

@@ -68,6 +68,7 @@ fn every_setting_is_read_from_the_file_and_from_the_environment() {
         "512MB",
         "4",
         "2GB",
+        "86400",
         "2MB",
         "5",
         "7",

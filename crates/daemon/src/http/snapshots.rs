@@ -8,10 +8,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use hearth_api::ErrorBody;
 use hearth_api::instances::Instance;
-use hearth_api::snapshots::{CreateSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_api::snapshots::{
+    CreateSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind, VerifiedSnapshot,
+};
 use hearth_model::ErrorKind;
 use hearth_store::lookup::{Called, Lookup};
 use hearth_store::{SnapshotRecord, lookup};
+use jiff::Timestamp;
 
 use super::error::Failure;
 use super::fork::target;
@@ -123,6 +126,36 @@ pub(super) async fn import(
     let host = Arc::clone(&app.host);
     let record = to_the_end(import_guest(host, plan)).await?;
     Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
+}
+
+/// Compare a snapshot with its checksums (ours)
+///
+/// Every file of it is read. If one is not what it was, the answer is an error that names it, and
+/// the snapshot is not loaded any more until a later verification succeeds. By its id, the memory
+/// of an instance in standby is verified too, which is in no list.
+#[utoipa::path(post, path = "/snapshots/{snapshot_id}/verify", tag = "snapshots", operation_id = "verifySnapshot",
+    params(("snapshot_id" = String, Path, description = "Id, name, or the id's unique beginning.")), responses(
+    (status = 200, description = "It is what it was.", body = VerifiedSnapshot),
+    (status = "default", description = "Why not.", body = ErrorBody)))]
+pub(super) async fn verify(
+    State(app): State<Arc<App>>,
+    Named(id): Named<String>,
+) -> Result<Json<VerifiedSnapshot>, Failure> {
+    let internal = match id.parse() {
+        Ok(id) => app.host.store.snapshot(&id).map_err(OpError::from)?,
+        Err(_) => None,
+    };
+    let snapshot = match internal {
+        Some(record) => record,
+        None => resolve(&app, &id)?,
+    };
+    let bytes = app.host.scrubber.verify(&snapshot.id).await?;
+    Ok(Json(VerifiedSnapshot {
+        id: snapshot.id.to_string(),
+        name: snapshot.name.as_ref().map(ToString::to_string),
+        bytes,
+        verified_at: Timestamp::now(),
+    }))
 }
 
 /// Put one of an instance's snapshots in its place

@@ -7,5 +7,6 @@ mod logs;
 mod metrics;
 mod monitoring;
 mod refusals;
+mod rot;
 mod server;
 mod streams;

@@ -37,6 +37,29 @@ impl Plan {
     }
 }
 
+/// What came of comparing a snapshot with its checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is what it was.
+    Ok,
+    /// A file of it is not.
+    Corrupt,
+    /// That could not be told.
+    Error,
+}
+
+impl Verdict {
+    pub(super) const ALL: [Self; 3] = [Self::Ok, Self::Corrupt, Self::Error];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Corrupt => "corrupt",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// How the wait for a VMM's API socket ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SocketWait {
@@ -155,6 +178,17 @@ impl MadeLabel {
             Made::Inline => "inline",
         };
         Self { made }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct VerificationLabel {
+    result: &'static str,
+}
+
+impl VerificationLabel {
+    pub(super) fn of(verdict: Verdict) -> Self {
+        Self { result: verdict.as_str() }
     }
 }
 
