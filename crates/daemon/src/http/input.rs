@@ -201,6 +201,79 @@ mod tests {
         assert!(parse_query::<LogsQuery>("tail=-1").expect_err("negative").error.message.contains("tail"));
     }
 
+    /// Whatever comes in, it is read or refused as what it is: never a panic, and no fault of ours.
+    fn read_or_refused(bytes: &[u8]) {
+        for failure in [
+            parse_body::<CreateInstance>(bytes, CREATE_INSTANCE).err(),
+            parse_body::<hearth_api::instances::ForkInstance>(bytes, &[]).err(),
+            parse_body::<hearth_api::snapshots::CreateSnapshot>(bytes, &[]).err(),
+            parse_body::<hearth_api::snapshots::ImportSnapshot>(bytes, &[]).err(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            let kind = failure.error.kind;
+            assert!(matches!(kind, ErrorKind::Invalid | ErrorKind::Unsupported), "{kind:?}: {}", failure.error.message);
+            assert!(!failure.error.message.is_empty());
+        }
+        let text = String::from_utf8_lossy(bytes);
+        for refused in [
+            parse_query::<ListInstances>(&text).err(),
+            parse_query::<LogsQuery>(&text).err(),
+            parse_query::<WaitQuery>(&text).err(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            assert_eq!(refused.error.kind, ErrorKind::Invalid, "{}", refused.error.message);
+        }
+        drop(parse_duration("timeout", &text));
+        drop(parse_name("instance", &text));
+    }
+
+    #[test]
+    fn a_body_that_nests_for_ever_is_refused() {
+        for nest in ["[", "{\"env\":", "{\"network\":"] {
+            read_or_refused(nest.repeat(100_000).as_bytes());
+        }
+        read_or_refused(format!("{{\"vcpus\":1e{}}}", "9".repeat(1000)).as_bytes());
+    }
+
+    const WHOLE: &str = r#"{"image":"a","name":"b","vcpus":2,"size":"1GB","env":{"A":"1"},"cmd":["/bin/x"],
+        "network":{"enabled":true,"ports":[]},"tags":{"k":"v"},"kind":"Standby","path":"/p","count":3,"agent":false}"#;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..600)) {
+            read_or_refused(&bytes);
+        }
+
+        #[test]
+        fn a_body_that_was_changed_is_read_or_refused(
+            changes in proptest::collection::vec((0..WHOLE.len(), proptest::prelude::any::<u8>()), 1..8),
+            cut in 0..WHOLE.len(),
+            twice in 0..WHOLE.len(),
+        ) {
+            let mut bytes = WHOLE.as_bytes().to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            read_or_refused(&bytes);
+            read_or_refused(&bytes[..cut]);
+            read_or_refused(&[&bytes[..cut], &bytes[twice..]].concat());
+        }
+
+        #[test]
+        fn a_query_of_any_words_is_read_or_refused(words in "[a-z%=&+\\[\\]0-9;._-]{0,80}") {
+            read_or_refused(words.as_bytes());
+        }
+
+        #[test]
+        fn no_duration_is_too_long_to_be_one_or_to_be_refused(text in "[0-9.]{0,30}(h|m|s|ms|us|ns|d|)[0-9.hms]{0,8}") {
+            drop(go_duration(&text));
+        }
+    }
+
     #[test]
     fn durations_as_go_writes_them() {
         for (text, millis) in
