@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -99,13 +99,9 @@ impl Api {
                 Some(open) if !open.is_closed() => open,
                 _ => greet(socket::connect(dir, API_SOCKET).await?).await?,
             };
-            // After an answer the connection takes a moment until it takes another request.
-            open.ready().await.map_err(io::Error::other)?;
-            let answer = open.send_request(request).await.map_err(io::Error::other)?;
-            let status = answer.status();
-            let text = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await.map_err(io::Error::other)?;
+            let answer = exchange(&mut open, request).await?;
             *connection = Some(open);
-            Ok((status, text.to_bytes()))
+            Ok(answer)
         })
         .await?;
         if status.is_success() {
@@ -121,6 +117,19 @@ async fn greet(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
     // Ends with either end of the connection; what went wrong, the request says.
     tokio::spawn(connection);
     Ok(sender)
+}
+
+/// Sends a request and takes the answer, if it is one and not too long.
+async fn exchange(
+    open: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> io::Result<(StatusCode, Bytes)> {
+    // After an answer the connection takes a moment until it takes another request.
+    open.ready().await.map_err(io::Error::other)?;
+    let answer = open.send_request(request).await.map_err(io::Error::other)?;
+    let status = answer.status();
+    let text = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await.map_err(io::Error::other)?;
+    Ok((status, text.to_bytes()))
 }
 
 /// `{"fault_message": "…"}`, or whatever else was said.
@@ -150,6 +159,66 @@ pub(crate) async fn run_state(api: &mut Api, process: &Process) -> Result<RunSta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What comes of bytes that somebody answers with before it hangs up.
+    fn answered(bytes: &[u8]) -> io::Result<(StatusCode, Bytes)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+            let mut open = greet(ours).await.expect("connected");
+            let request = Request::builder().uri("/").body(Full::new(Bytes::new())).expect("a request");
+            let serve = async {
+                let mut heard = [0; 1024];
+                assert!(theirs.read(&mut heard).await.expect("readable") > 0, "it asks");
+                // Who has heard enough hangs up: then the rest is not taken.
+                drop(theirs.write_all(bytes).await);
+                drop(theirs);
+            };
+            tokio::join!(exchange(&mut open, request), serve).0
+        })
+    }
+
+    fn told(bytes: &[u8]) {
+        if let Ok((_, text)) = answered(bytes) {
+            assert!(text.len() <= LONGEST_ANSWER);
+            assert!(fault_message(&text).len() <= 3 * text.len(), "a bad byte is told with three");
+        }
+    }
+
+    const ANSWER: &[u8] = b"HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\
+        Content-Type: application/json\r\nContent-Length: 35\r\n\r\n{\"fault_message\":\"no such drive 7\"}";
+
+    #[test]
+    fn an_answer_without_end_is_cut_off() {
+        let head = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", 8 * LONGEST_ANSWER);
+        let long = [head.as_bytes(), &vec![b'x'; 8 * LONGEST_ANSWER]].concat();
+        assert!(answered(&long).is_err());
+        let (status, text) = answered(ANSWER).expect("a good one");
+        assert_eq!((status.as_u16(), fault_message(&text).as_str()), (400, "no such drive 7"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            told(&bytes);
+            drop(fault_message(&bytes));
+        }
+
+        #[test]
+        fn an_answer_that_was_changed_is_one_or_an_error(
+            changes in proptest::collection::vec((0..ANSWER.len(), any::<u8>()), 1..6),
+            cut in 0..ANSWER.len(),
+        ) {
+            let mut bytes = ANSWER.to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            told(&bytes);
+            told(&bytes[..cut]);
+        }
+    }
 
     #[test]
     fn the_fault_is_told_in_firecracker_s_words() {
