@@ -5,6 +5,7 @@
 //! everything there is to repair.
 
 mod monitoring;
+mod schemathesis;
 mod sdk;
 pub mod skips;
 pub mod steps;
@@ -82,6 +83,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     steps.run("lab", || lab::run_quick(workspace, &mut skips));
     steps.run("sdk-python", || sdk::python(workspace, with_kernel, &mut skips));
     steps.run("sdk-node", || sdk::node(workspace, with_kernel, &mut skips));
+    steps.run("schemathesis", || schemathesis::run(workspace, &mut skips));
 
     print!("{}{}", steps.table(), skips);
     steps.verdict()
