@@ -162,6 +162,32 @@ fn a_reader_that_goes_away_is_no_error_to_speak_of() {
 }
 
 #[test]
+fn a_damaged_snapshot_is_an_error_and_the_others_are_verified_all_the_same() {
+    let daemon = Daemon::start();
+    let ran = daemon.run(&["snapshot", "verify"]);
+    let [rotten, new, well] = ["rotten", "new", "well"].map(|name| format!("{name:s<24}"));
+    assert_eq!((ran.code, ran.stdout), (Some(13), format!("{well}  well  ok  256 MB\n")), "{}", ran.stderr);
+    assert_eq!(
+        ran.stderr,
+        format!(
+            "{rotten}  memory of snapshot {rotten} has changed\n{new}  snapshot new has no checksums yet\n\
+             error: memory of snapshot {rotten} has changed\nhint: put memory back\n"
+        )
+    );
+
+    let ran = daemon.run(&["--json", "snapshot", "verify", "well", "rotten"]);
+    let verdicts = ran.json();
+    assert_eq!(
+        (ran.code, &verdicts[0]["bytes"], &verdicts[1]["error"]["code"]),
+        (Some(13), &json!(268_435_456), &json!("corrupt")),
+        "{ran:?}"
+    );
+
+    assert_eq!(daemon.run(&["snapshot", "verify", "well"]).code, Some(0));
+    assert_eq!(daemon.run(&["snapshot", "verify", "new"]).code, Some(5), "who names it wants to know");
+}
+
+#[test]
 fn tokens_and_completions_need_no_daemon() {
     let home = tempfile::tempdir().expect("a directory");
     std::fs::write(home.path().join("secret"), "hush\n").expect("writes");

@@ -45,6 +45,8 @@ impl Daemon {
             .route("/instances", get(list).post(create))
             .route("/instances/{id}", get(instance).delete(done))
             .route("/instances/{id}/{verb}", post(verb))
+            .route("/snapshots", get(snapshots))
+            .route("/snapshots/{id}/verify", post(verify))
             .route("/instances/{id}/wait", get(wait))
             .route("/instances/{id}/logs", get(logs))
             .route("/instances/{id}/stat", get(stat))
@@ -193,6 +195,31 @@ async fn verb(Segment((id, verb)): Segment<(String, String)>, Json(body): Json<V
         }
         "fork" => Json(an_instance(body["name"].as_str().unwrap_or_default(), "Running")).into_response(),
         _ => not_found(&id),
+    }
+}
+
+async fn snapshots() -> Response {
+    let snapshot = |name: &str| {
+        json!({
+            "id": format!("{name:s<24}"), "name": name, "kind": "Standby", "created_at": "2026-01-01T00:00:00Z",
+            "size_bytes": 1, "source_hypervisor": "qemu-microvm", "source_instance_id": "i",
+            "source_instance_name": "web",
+        })
+    };
+    Json(json!([snapshot("rotten"), snapshot("new"), snapshot("well")])).into_response()
+}
+
+async fn verify(Segment(id): Segment<String>) -> Response {
+    match id.trim_end_matches('s') {
+        "well" => {
+            let at = "2026-01-01T00:00:00Z";
+            Json(json!({"id": id, "name": "well", "bytes": 268_435_456, "verified_at": at})).into_response()
+        }
+        "new" => refused(409, ErrorBody::new(ErrorKind::WrongState, "snapshot new has no checksums yet")),
+        _ => {
+            let body = ErrorBody::new(ErrorKind::Corrupt, format!("memory of snapshot {id} has changed"));
+            refused(500, body.with_hint("put memory back"))
+        }
     }
 }
 
