@@ -7,9 +7,12 @@
 //! So whoever ends the daemon's service by its cgroup does not end VMMs; what a VMM uses can be told,
 //! and what it leaves running can be ended.
 //!
+//! Whether the kernel killed somebody in there for want of memory is told where its parent passes the
+//! memory controller on, which is the host's business: none is turned on here.
+//!
 //! Version 2 only: moving a process into a cgroup of version 1 takes longer than all else that a
-//! restore waits for. No controller is turned on. Where there is no version 2, or nobody may write
-//! to it, VMMs are in the daemon's cgroup, and the reason is told.
+//! restore waits for. Where there is no version 2, or nobody may write to it, VMMs are in the daemon's
+//! cgroup, and the reason is told.
 
 use std::fs::{self, File};
 use std::io;
@@ -135,8 +138,8 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
-    pub(crate) fn into_path(self) -> PathBuf {
-        self.path
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Nobody was started in it.
@@ -163,6 +166,13 @@ fn make(path: &Path) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::NotFound.into())
+}
+
+/// Whether the kernel has killed somebody in a cgroup for want of memory. Nobody knows where the
+/// memory controller is not in it: then it is told that it has not.
+pub(crate) fn ran_out_of_memory(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
+    events.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
 }
 
 /// Removes a VMM's cgroup after its end, with what it left in there.
@@ -292,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_made_for_nobody_is_swept() {
         let Some((dir, cgroups)) = place() else { return };
-        let path = cgroups.make(dir.path()).expect("made").into_path();
+        let path = cgroups.make(dir.path()).expect("made").path().to_owned();
         drop(cgroups.make(dir.path()).expect("there already is success"));
         assert!(path.exists());
         cgroups.sweep().expect("swept");
@@ -304,6 +314,20 @@ mod tests {
         };
         process::start(program).expect_err("there is no such program");
         assert!(!path.exists() && !cgroups.parent().expect("there is one").exists());
+    }
+
+    #[test]
+    fn an_oom_kill_is_read_where_there_is_something_to_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(!ran_out_of_memory(dir.path()), "nobody tells");
+        for (events, told) in [
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 0\noom_group_kill 0\n", false),
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 1\noom_group_kill 0\n", true),
+            ("garbled", false),
+        ] {
+            fs::write(dir.path().join("memory.events"), events).expect("written");
+            assert_eq!(ran_out_of_memory(dir.path()), told, "{events}");
+        }
     }
 
     #[tokio::test]

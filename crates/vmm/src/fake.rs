@@ -192,7 +192,7 @@ impl FakeHost {
                 let log_tail = "saved for another machine, or damaged".to_owned();
                 return Err(LaunchError::Unloadable {
                     vmstate,
-                    exit: Box::new(Exit { ended: Ended::Code(1), log_tail }),
+                    exit: Box::new(Exit { ended: Ended::Code(1), out_of_memory: false, log_tail }),
                 });
             }
             let firecracker = spec.machine.backend == Backend::Firecracker;
@@ -368,7 +368,7 @@ impl Running {
 impl State {
     fn end(&mut self, pid: u32, ended: Ended) {
         if let Some(vmm) = self.vmms.remove(&pid) {
-            vmm.exit.send_replace(Some(Exit { ended, log_tail: String::new() }));
+            vmm.exit.send_replace(Some(Exit { ended, out_of_memory: false, log_tail: String::new() }));
         }
     }
 }
@@ -428,7 +428,7 @@ impl Fake {
         let mut exit = self.exit.clone();
         async move {
             let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
-            ended.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() })
+            ended.unwrap_or_else(Exit::unknown)
         }
     }
 
@@ -450,7 +450,7 @@ impl Fake {
                 Some(vmm) => effect(vmm),
                 None => {
                     let exit = self.exit.borrow().clone();
-                    let exit = exit.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() });
+                    let exit = exit.unwrap_or_else(Exit::unknown);
                     Err(ControlError::Gone { command, exit: Box::new(exit) })
                 }
             }

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::spec::{VMM_ERRORS, VMM_LOG};
 use crate::sys;
 
@@ -56,11 +56,18 @@ impl fmt::Display for Ended {
 pub struct Exit {
     /// How it ended.
     pub ended: Ended,
+    /// The kernel killed it, or something that it had started, for want of memory; false also where
+    /// nobody tells.
+    pub out_of_memory: bool,
     /// The last lines of its log.
     pub log_tail: String,
 }
 
 impl Exit {
+    pub(crate) fn unknown() -> Self {
+        Self { ended: Ended::Unknown, out_of_memory: false, log_tail: String::new() }
+    }
+
     pub(crate) fn hint(&self) -> Option<String> {
         (!self.log_tail.is_empty()).then(|| format!("the VMM's last words: {}", self.log_tail))
     }
@@ -103,7 +110,7 @@ pub(crate) struct Process {
 pub(crate) fn start(mut program: Program) -> io::Result<Process> {
     let cgroup = program.cgroup.take();
     match begin(&program, cgroup.as_ref()) {
-        Ok((process, None)) => Ok(Process { cgroup: cgroup.map(|cgroup| cgroup.into_path().into()), ..process }),
+        Ok((process, None)) => Ok(process),
         Ok((process, Some(refused))) => {
             tracing::warn!(pid = process.pid, error = %refused, "the VMM is in the daemon's cgroup");
             cgroup.into_iter().for_each(Cgroup::discard);
@@ -149,7 +156,8 @@ fn begin(program: &Program, cgroup: Option<&Cgroup>) -> io::Result<(Process, Opt
     let watched = || {
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
         let stat = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?;
-        watch_end(pid, stat.start_ticks, pidfd, program.dir.clone(), None)
+        let inside = cgroup.filter(|_| not_in_cgroup.is_none()).map(|cgroup| cgroup.path().into());
+        watch_end(pid, stat.start_ticks, pidfd, program.dir.clone(), inside)
     };
     let process = watched().inspect_err(|_| {
         // For instance no descriptor is left: then nobody would know of the child.
@@ -207,7 +215,7 @@ impl Process {
         async move {
             let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
             // The watching task only ends without a word when its runtime does.
-            ended.unwrap_or_else(|| Exit { ended: Ended::Unknown, log_tail: String::new() })
+            ended.unwrap_or_else(Exit::unknown)
         }
     }
 
@@ -242,6 +250,7 @@ fn watch_end(
     let pidfd = Arc::new(pidfd);
     let (tell, exit) = watch::channel(None);
     let ready = sys::watched(Arc::clone(&pidfd))?;
+    let its_cgroup = cgroup.clone();
     // Ends with the process; holding the pidfd, it also keeps it from staying a zombie.
     tokio::spawn(async move {
         let ended = match ready.readable().await {
@@ -249,8 +258,10 @@ fn watch_end(
             Err(_) => Ended::Unknown,
         };
         let log_tail = last_words(&dir);
-        tracing::debug!(pid, %ended, "VMM process ended");
-        let _ = tell.send(Some(Exit { ended, log_tail }));
+        // Whoever is told of the end removes the cgroup.
+        let out_of_memory = its_cgroup.is_some_and(|path| cgroup::ran_out_of_memory(&path));
+        tracing::debug!(pid, %ended, out_of_memory, "VMM process ended");
+        let _ = tell.send(Some(Exit { ended, out_of_memory, log_tail }));
     });
     Ok(Process { pid, start_ticks, pidfd, exit, cgroup })
 }
@@ -520,6 +531,40 @@ pub(crate) mod tests {
         assert!(path.ends_with(said.trim().trim_start_matches("0::/")), "{said} is not {path:?}");
         cgroups.remove(dir.path()).await.expect("removed");
         assert!(!path.exists());
+    }
+
+    /// The end of a VMM is to be known within 100 ms. Whatever else the machine does may make one of
+    /// several late.
+    #[tokio::test]
+    async fn an_end_is_known_when_it_comes_with_its_signal() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut soonest = Duration::MAX;
+        for _ in 0..5 {
+            let process = start(shell(dir.path(), "exec sleep 60")).expect("a shell starts");
+            let pid = raw_pid(process.pid).expect("a pid");
+            let began = std::time::Instant::now();
+            rustix::process::kill_process(pid, Signal::SEGV).expect("signalled");
+            let exit = process.exited().await;
+            soonest = soonest.min(began.elapsed());
+            assert_eq!(exit.ended, Ended::Signal(Signal::SEGV.as_raw()));
+            assert!(!exit.out_of_memory);
+        }
+        assert!(soonest < Duration::from_millis(100), "{soonest:?}");
+    }
+
+    #[tokio::test]
+    async fn an_oom_kill_is_told_with_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // As the kernel would have left it.
+        let cgroup = dir.path().join("cgroup");
+        fs::create_dir(&cgroup).expect("made");
+        fs::write(cgroup.join("memory.events"), "oom 1\noom_kill 1\n").expect("written");
+        let process = start(shell(dir.path(), "exec sleep 60")).expect("a shell starts");
+        let boot = boot_id().expect("a boot id");
+        let found = find(process.pid, process.start_ticks, &boot, dir.path(), Some(cgroup)).expect("could look");
+        process.kill().await.expect("ended");
+        assert!(found.expect("it is there").exited().await.out_of_memory);
+        assert!(!process.exited().await.out_of_memory, "nobody tells where there is no cgroup");
     }
 
     #[test]
