@@ -116,6 +116,11 @@ impl Client {
         self.answer(self.request(Method::POST, path, body)?).await
     }
 
+    async fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(ClientError::Unwritable)?;
+        self.answer(self.request(Method::PATCH, path, Some(body))?).await
+    }
+
     async fn delete(&self, path: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, path, None)?;
         let what = format!("DELETE {}", request.uri());

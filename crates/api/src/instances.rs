@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::ErrorBody;
+use crate::restart::{InstanceEnd, RestartPolicy, RestartStatus};
 
 /// One guest machine, running or not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -62,6 +63,12 @@ pub struct Instance {
     /// `os/arch` of its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
+    /// Whether it boots again when it has ended by itself; left out where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// Where it is with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_status: Option<RestartStatus>,
     /// Its memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "512 MB")]
@@ -81,6 +88,9 @@ pub struct Instance {
     /// Ours: the operation that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<Busy>,
+    /// Ours: how it ended, beyond `exit_code` and `exit_message`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<InstanceEnd>,
     /// Ours: what it was forked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forked_from: Option<ForkedFrom>,
@@ -263,6 +273,9 @@ pub struct CreateInstance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "10GB")]
     pub overlay_size: Option<String>,
+    /// Whether it boots again when it has ended by itself; it does not if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
     /// For a guest that does not run the agent: it counts as running when its vCPUs do, and exec, cp
     /// and stat do not work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -318,10 +331,14 @@ pub struct StartInstance {}
 #[serde(deny_unknown_fields)]
 pub struct StandbyInstance {}
 
-/// `PATCH /instances/{id}`: nothing can be changed yet.
+/// `PATCH /instances/{id}`: what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct UpdateInstance {}
+pub struct UpdateInstance {
+    /// Instead of the policy that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+}
 
 /// Where a new or restored instance is to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

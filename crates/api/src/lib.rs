@@ -20,6 +20,7 @@ pub mod images;
 pub mod instances;
 pub mod logs;
 pub mod resources;
+pub mod restart;
 pub mod snapshots;
 pub mod timeline;
 pub mod unsupported;

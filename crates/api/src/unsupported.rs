@@ -51,7 +51,6 @@ pub const CREATE_INSTANCE: &[Field] = &[
     field("hotplug_size", Nothing::Zero, "hotplug memory"),
     field("network.egress", Nothing::Disabled, "mediating outbound connections"),
     field("platform", Nothing::Text("linux/amd64"), "any platform but linux/amd64"),
-    field("restart_policy", Nothing::Member("policy", "never"), "restarting automatically"),
     field("skip_kernel_headers", Nothing::AnyBool, "kernel headers"),
     field("snapshot_policy", Nothing::Empty, "snapshot policies"),
     field("ttl", Nothing::Zero, "automatic expiration"),
@@ -64,7 +63,6 @@ pub const UPDATE_INSTANCE: &[Field] = &[
     field("env", Nothing::Empty, "credential rotation"),
     field("expires_at", Nothing::Empty, "automatic expiration"),
     field("health_check", Nothing::Member("type", "none"), "health checking"),
-    field("restart_policy", Nothing::Member("policy", "never"), "restarting automatically"),
     field("ttl", Nothing::Zero, "automatic expiration"),
 ];
 

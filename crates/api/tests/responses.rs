@@ -14,6 +14,7 @@ use hearth_api::instances::{
     Busy, ForkedFrom, Instance, InstanceNetwork, InstanceState, InstanceStats, PathInfo, Waited,
 };
 use hearth_api::resources::{Allocation, DiskBreakdown, ResourceStatus, Resources};
+use hearth_api::restart::{BlockedReason, Ended, InstanceEnd, RestartMode, RestartPolicy, RestartStatus};
 use hearth_api::snapshots::{CompressionState, Snapshot, SnapshotKind};
 use hearth_api::timeline::{TimedOperation, TimedStep, Timeline};
 use jiff::Timestamp;
@@ -54,12 +55,30 @@ fn instance() -> Instance {
         overlay_size: Some("10 GB".into()),
         phase_durations_ms: Some([("running".to_owned(), 12)].into()),
         platform: Some("linux/amd64".into()),
+        restart_policy: Some(RestartPolicy {
+            policy: Some(RestartMode::OnFailure),
+            backoff: Some("5s".into()),
+            max_attempts: Some(3),
+            stable_after: Some("10m0s".into()),
+        }),
+        restart_status: Some(RestartStatus {
+            attempts: Some(3),
+            blocked_reason: Some(BlockedReason::MaxAttemptsExceeded),
+            last_attempt_at: Some(time()),
+            next_attempt_at: Some(time()),
+        }),
         size: Some("256 MB".into()),
         started_at: Some(time()),
         stopped_at: Some(time()),
         tags: Some(map(&[("team", "a")])),
         vcpus: Some(1),
         busy: Some(Busy { op: "standby".into(), since: Some(time()) }),
+        end: Some(InstanceEnd {
+            of: Ended::Program,
+            signal: Some(9),
+            out_of_memory: false,
+            console: vec!["out of patience".into()],
+        }),
         forked_from: Some(ForkedFrom { instance_id: Some("a".repeat(24)), snapshot_id: None }),
         generation: Some(3),
     }

@@ -3,6 +3,7 @@
 //! Each command's own arguments are with the command.
 
 use clap::{Args, Parser, Subcommand};
+use hearth_api::restart::{RestartMode, RestartPolicy};
 
 use crate::commands::{
     completion, cp, doctor, exec, fork, image, inspect, logs, ps, restore, rm, run, serve, snapshot, standby, start,
@@ -116,6 +117,29 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// When to boot it again, as Docker's users type it: `never`, `always`, `on-failure`, and with the
+/// most attempts in a row `on-failure:3`.
+pub(crate) fn restart_policy(text: &str) -> Result<RestartPolicy, String> {
+    let (when, most) = match text.split_once(':') {
+        Some((when, most)) => (when, Some(most)),
+        None => (text, None),
+    };
+    let policy = match when {
+        "never" | "no" => RestartMode::Never,
+        "always" => RestartMode::Always,
+        "on-failure" | "on_failure" => RestartMode::OnFailure,
+        _ => return Err("must be never, always, on-failure, or on-failure:ATTEMPTS".into()),
+    };
+    let max_attempts = match (most, policy) {
+        (None, _) => None,
+        (Some(_), RestartMode::Never) => return Err("never has no number of attempts".into()),
+        (Some(most), RestartMode::Always | RestartMode::OnFailure) => {
+            Some(most.parse().map_err(|_| format!("{most:?} is not a number of attempts"))?)
+        }
+    };
+    Ok(RestartPolicy { policy: Some(policy), max_attempts, ..RestartPolicy::default() })
+}
+
 /// A state by its name, in any case.
 pub(crate) fn state(text: &str) -> Result<hearth_api::instances::InstanceState, String> {
     let known = hearth_api::instances::InstanceState::ALL;
@@ -173,6 +197,19 @@ mod tests {
         }
         for heading in sections.keys() {
             assert!(commands.iter().any(|(words, _)| words == heading), "docs/cli.md: there is no `{heading}`");
+        }
+    }
+
+    #[test]
+    fn restarting_is_asked_for_as_dockers_users_do() {
+        let of = |text: &str| restart_policy(text).map(|policy| (policy.policy.expect("one"), policy.max_attempts));
+        assert_eq!(of("never"), Ok((RestartMode::Never, None)));
+        assert_eq!(of("always"), Ok((RestartMode::Always, None)));
+        assert_eq!(of("always:2"), Ok((RestartMode::Always, Some(2))));
+        assert_eq!(of("on-failure"), Ok((RestartMode::OnFailure, None)));
+        assert_eq!(of("on_failure:5"), Ok((RestartMode::OnFailure, Some(5))));
+        for wrong in ["", "sometimes", "on-failure:", "on-failure:many", "on-failure:-1", "never:3"] {
+            assert!(restart_policy(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -9,7 +9,7 @@ use hearth_agent_client::{
 };
 use hearth_model::ErrorKind;
 use hearth_model::network::inner;
-use hearth_store::InstanceRecord;
+use hearth_store::{InstanceRecord, ProgramExit};
 use hearth_vmm::Vmm;
 
 use crate::error::OpError;
@@ -40,9 +40,10 @@ fn died(exit: &hearth_vmm::Exit) -> OpError {
 
 /// How a VMM ended, and its last words.
 pub(crate) fn exit_text(exit: &hearth_vmm::Exit) -> String {
+    let memory = if exit.out_of_memory { "; the host ran out of memory for it" } else { "" };
     match exit.log_tail.trim() {
-        "" => exit.ended.to_string(),
-        log => format!("{}; its log: {log}", exit.ended),
+        "" => format!("{}{memory}", exit.ended),
+        log => format!("{}{memory}; its log: {log}", exit.ended),
     }
 }
 
@@ -192,9 +193,14 @@ fn not_started(record: &InstanceRecord, why: &str) -> OpError {
 }
 
 /// How the program ended, if that is what an event tells.
-pub(crate) fn program_exit(event: &Event) -> Option<(i32, String)> {
+pub(crate) fn program_exit(event: &Event) -> Option<ProgramExit> {
     match event {
-        Event::ProgramExited(exit) => Some((exit.code, exit.message.clone())),
+        Event::ProgramExited(exit) => Some(ProgramExit {
+            code: exit.code,
+            message: exit.message.clone(),
+            signal: exit.signal.map(i32::from),
+            ..ProgramExit::default()
+        }),
         Event::ProgramStarted { .. } => None,
     }
 }

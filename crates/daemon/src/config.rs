@@ -39,6 +39,8 @@ pub struct ServeOptions {
     pub data_dir: Option<PathBuf>,
     /// Instead of the configured address.
     pub listen: Option<String>,
+    /// When the daemon ends, instances are stopped.
+    pub stop_instances: bool,
 }
 
 /// What the daemon was told.

@@ -71,7 +71,8 @@ const TOOLS: [(&str, &str, Verdict, &str); 2] = [
 /// Looks at everything; with `fix`, after installing what is missing. `progress` gets a line for
 /// each thing that takes a while.
 pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Sync + 'static) -> Vec<Check> {
-    let serve = ServeOptions { config: options.config.clone(), data_dir: options.data_dir.clone(), listen: None };
+    let (file, dir) = (options.config.clone(), options.data_dir.clone());
+    let serve = ServeOptions { config: file, data_dir: dir, ..ServeOptions::default() };
     let config = match Config::load(&serve) {
         Ok(config) => config,
         Err(error) => {

@@ -4,6 +4,7 @@
 //!   request ──► [job] ─► record busy ─► operation (its own task) ─► record, timeline ─► view
 //!   VMM exited ─────────────────────────────────────────────────────► record stopped ─► view
 //!   agent says "program exited" ────────────────────────────────────► record         ─► view
+//!   back-off of its restart policy is over ─► boots, as if somebody had asked for it
 //! ```
 //! A bug in an operation fails that instance; the driver lives on.
 
@@ -13,20 +14,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hearth_agent_client::{Event, EventReceiver};
-use hearth_model::{ErrorKind, InstanceState, Op, Phase};
-use hearth_store::{InstanceRecord, ProgramExit, RecordError, SnapshotRecord, TimelineRecord};
+use hearth_model::restart::{By, Led};
+use hearth_model::{ErrorKind, InstanceState, Op, Phase, RestartStatus};
+use hearth_store::{Ending, InstanceRecord, RecordError, SnapshotRecord, TimelineRecord};
 use hearth_vmm::Exit;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::agents;
 use crate::clock::now_ms;
 use crate::error::OpError;
-use crate::handle::{Done, InstanceHandle, Job, Request};
+use crate::handle::{Done, InstanceHandle, Job, Request, Told};
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::{self, Born, Live, Outcome, Subject};
 use crate::registry::Registry;
 use crate::run::{Run, blocking};
+use crate::{agents, console, restart};
 
 /// How often a lost agent connection is tried again before the next request must ask.
 const REACH_TRIES: usize = 3;
@@ -53,7 +55,8 @@ struct Running {
 }
 
 enum Happened {
-    Job(Option<Job>),
+    Told(Option<Told>),
+    AttemptIsDue(RestartStatus),
     VmmExited(Arc<Exit>),
     Agent(Option<Event>),
 }
@@ -66,22 +69,38 @@ impl Driver {
         handle: InstanceHandle,
         record: InstanceRecord,
         born: Option<(Live, Option<EventReceiver>)>,
-        jobs: mpsc::UnboundedReceiver<Job>,
+        told: mpsc::UnboundedReceiver<Told>,
     ) {
         let span = info_span!("instance", id = %record.id, name = %record.spec.name);
         let mut driver = Self { host, registry, handle, record, running: None };
         if let Some((live, events)) = born {
             driver.watch(live, events);
         }
-        tokio::spawn(driver.run(jobs).instrument(span));
+        tokio::spawn(driver.run(told).instrument(span));
     }
 
-    async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    async fn run(mut self, mut told: mpsc::UnboundedReceiver<Told>) {
         loop {
-            match self.next(&mut jobs).await {
-                Happened::Job(None) => return,
-                Happened::Job(Some(job)) => {
+            match self.next(&mut told).await {
+                Happened::Told(None) => return,
+                Happened::Told(Some(Told::Job(job))) => {
                     if self.work(job).await {
+                        return;
+                    }
+                }
+                Happened::Told(Some(Told::StoodDown(reply))) => {
+                    info!("stopped while it waited to be booted again");
+                    self.record.restart = RestartStatus::stopped_by_hand(&self.record.spec.restart);
+                    drop(reply.send(self.note()));
+                }
+                Happened::Told(Some(Told::Policy(policy, reply))) => {
+                    info!(?policy, "another restart policy");
+                    self.record.spec.restart = policy;
+                    self.record.restart = self.record.restart.under(&policy);
+                    drop(reply.send(self.note()));
+                }
+                Happened::AttemptIsDue(status) => {
+                    if self.attempt(status).await {
                         return;
                     }
                 }
@@ -92,8 +111,8 @@ impl Driver {
         }
     }
 
-    async fn next(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Happened {
-        let Some(running) = &mut self.running else { return Happened::Job(jobs.recv().await) };
+    async fn next(&mut self, told: &mut mpsc::UnboundedReceiver<Told>) -> Happened {
+        let Some(running) = &mut self.running else { return self.next_at_rest(told).await };
         let (exited, events) = (&mut running.exited, &mut running.events);
         tokio::select! {
             // What the guest said before its VMM ended is heard first; the end before new work.
@@ -104,15 +123,46 @@ impl Driver {
                 Ok(exit) => exit.clone().map_or(Happened::Agent(None), Happened::VmmExited),
                 Err(_) => Happened::Agent(None),
             },
-            job = jobs.recv() => Happened::Job(job),
+            told = told.recv() => Happened::Told(told),
         }
     }
 
+    /// Without a VMM: what is asked for, or the end of the back-off.
+    async fn next_at_rest(&self, told: &mut mpsc::UnboundedReceiver<Told>) -> Happened {
+        if let Some(wait) = self.record.restart.waits(now_ms()) {
+            tokio::select! {
+                biased;
+                // Whoever asks for something comes before what nobody has asked for.
+                told = told.recv() => return Happened::Told(told),
+                () = tokio::time::sleep(wait) => {}
+            }
+            // A daemon that drains begins nothing: the next one finds the attempt overdue.
+            if !self.registry.draining().is_cancelled()
+                && let Some(status) = self.handle.begin_attempt(now_ms())
+            {
+                return Happened::AttemptIsDue(status);
+            }
+            // Somebody was first, and is about to say so.
+        }
+        Happened::Told(told.recv().await)
+    }
+
+    /// Boots it again, because its policy says so.
+    async fn attempt(&mut self, status: RestartStatus) -> bool {
+        info!(attempt = status.attempts, "boots again by its restart policy");
+        self.log(now_ms(), &format!("boots again by its restart policy, attempt {}", status.attempts));
+        self.record.restart = status;
+        // Nobody waits for it.
+        let (reply, _) = oneshot::channel();
+        self.work(Job { request: Request::Start, from: InstanceState::Stopped, by: By::Policy, reply }).await
+    }
+
     /// Carries out one job; true when the instance is no more.
-    async fn work(&mut self, Job { request, from, reply }: Job) -> bool {
+    async fn work(&mut self, Job { request, from, by, reply }: Job) -> bool {
         let (op, began) = (request.op(), Instant::now());
         if let Err(error) = self.begin(op, &from) {
             self.record.phase = Phase::Resting(from);
+            self.take_into_policy(op, by, Led::Back);
             self.publish();
             let error = OpError::from_kind(&error);
             self.count(op, Err(error.kind), began);
@@ -135,7 +185,7 @@ impl Driver {
             Ok(_) => false,
         };
         let timeline = timeline.filter(|_| !gone);
-        let done = self.conclude(op, from, result, record, (leaks, gone), timeline.as_ref()).await;
+        let done = self.conclude((op, by), from, result, record, (leaks, gone), timeline.as_ref()).await;
         if let Some(timeline) = timeline {
             self.log_operation(&timeline);
         }
@@ -197,7 +247,7 @@ impl Driver {
     /// Stores and publishes what an operation led to.
     async fn conclude(
         &mut self,
-        op: Op,
+        (op, by): (Op, By),
         from: InstanceState,
         result: Result<(Outcome, Option<SnapshotRecord>), OpError>,
         record: InstanceRecord,
@@ -258,6 +308,14 @@ impl Driver {
             InstanceState::Failed { reason }
         };
 
+        let led = match (&state, &done) {
+            (InstanceState::Failed { .. }, _) => Led::Astray,
+            (_, Ok(_)) => Led::There,
+            (_, Err(error)) if error.kind == ErrorKind::Cancelled => Led::CutShort,
+            (_, Err(_)) => Led::Back,
+        };
+        self.take_into_policy(op, by, led);
+
         let cut_off = state == InstanceState::Running && done.is_err() && self.saving_cuts_off(op);
         if gone {
             self.forget();
@@ -284,6 +342,19 @@ impl Driver {
         done
     }
 
+    /// Notes what an operation that has ended means to the restart policy.
+    fn take_into_policy(&mut self, op: Op, by: By, led: Led) {
+        let now = now_ms();
+        self.record.restart = self.record.restart.after_operation(&self.record.spec.restart, (op, by), led, now);
+        if by == By::Policy
+            && led != Led::There
+            && let Some(next) = restart::in_words(&self.record, now)
+        {
+            info!(next, "the attempt was in vain");
+            self.log(now, &next);
+        }
+    }
+
     /// Whether the guest may have lost its connections in an operation that failed.
     fn saving_cuts_off(&self, op: Op) -> bool {
         matches!(op, Op::Standby | Op::Snapshot)
@@ -307,6 +378,13 @@ impl Driver {
             None => self.store(),
         }
         self.publish();
+    }
+
+    /// Stores and publishes what was put in the record without an operation.
+    fn note(&self) -> Result<(), OpError> {
+        let stored = self.host.store.update_instance(&self.record);
+        self.publish();
+        stored.map_err(OpError::from)
     }
 
     fn store(&self) {
@@ -370,10 +448,10 @@ impl Driver {
 
     /// Takes the program's end into the record; true if that was the event.
     fn note_exit(&mut self, event: &Event) -> bool {
-        let Some((code, message)) = agents::program_exit(event) else { return false };
-        info!(code, message, "program ended");
-        self.log(now_ms(), &format!("program {message}"));
-        self.record.exit = Some(ProgramExit { code, message });
+        let Some(exit) = agents::program_exit(event) else { return false };
+        info!(code = exit.code, message = exit.message, "program ended");
+        self.log(now_ms(), &format!("program {}", exit.message));
+        self.record.exit = Some(exit);
         true
     }
 
@@ -407,13 +485,16 @@ impl Driver {
 
     /// The VMM ended by itself: the guest powered off, or it crashed.
     async fn vmm_exited(&mut self, exit: &Exit) {
-        let exit = agents::exit_text(exit);
-        info!(exit, program = ?self.record.exit, "VMM ended");
         self.unwatch();
-        if self.record.exit.is_none() {
-            self.record.exit = Some(ProgramExit { code: -1, message: format!("the VMM ended: {exit}") });
-        }
+        info!(exit = agents::exit_text(exit), program = ?self.record.exit, "VMM ended");
         let dir = self.handle.dir();
+        let mut told = self.record.exit.take().unwrap_or_else(|| restart::vmm_exit(exit));
+        let console_log = dir.serial_log();
+        told.console = blocking(move || Ok::<_, OpError>(console::last_lines(&console_log))).await.unwrap_or_default();
+        if told.of == Ending::Vmm {
+            self.log(now_ms(), &told.message);
+        }
+        self.record.exit = Some(told);
         let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
         let cleaned = end_vmm(Arc::clone(&self.host), dir, recorded_seat(&self.record)).await;
         let left = self.host.networks.release(&self.record.id).await;
@@ -425,6 +506,14 @@ impl Driver {
             Ok(()) => InstanceState::Stopped,
             Err(error) => InstanceState::Failed { reason: error.chain() },
         };
+        restart::after_end(&mut self.record, now_ms());
+        if matches!(state, InstanceState::Failed { .. }) {
+            self.record.restart.next_attempt_at_ms = None;
+        }
+        if let Some(next) = restart::in_words(&self.record, now_ms()) {
+            info!(next, "what its restart policy says");
+            self.log(now_ms(), &next);
+        }
         self.rest(state, None);
     }
 

@@ -8,7 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_agent_client::Agent;
-use hearth_model::{Admitted, ErrorKind, InstanceId, InstanceName, InstanceState, Op, Phase, admit};
+use hearth_model::restart::By;
+use hearth_model::{
+    Admitted, Denied, ErrorKind, InstanceId, InstanceName, InstanceState, Op, Phase, RestartPolicy, RestartStatus,
+    admit,
+};
 use hearth_store::{InstanceRecord, SnapshotRecord, TimelineRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -83,7 +87,20 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     /// Where the instance rests again if it fails.
     pub(crate) from: InstanceState,
+    /// Who asked for it.
+    pub(crate) by: By,
     pub(crate) reply: oneshot::Sender<Result<Done, OpError>>,
+}
+
+/// What a driver is told: to carry out an operation, or to put something in the record that needs
+/// none. The reply comes when it is stored.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Job(Job),
+    /// It was stopped while it waited to be booted again.
+    StoodDown(oneshot::Sender<Result<(), OpError>>),
+    /// It has another restart policy.
+    Policy(RestartPolicy, oneshot::Sender<Result<(), OpError>>),
 }
 
 /// What an operation leads to.
@@ -105,13 +122,13 @@ struct Shared {
     host: Arc<Host>,
     view: watch::Sender<InstanceView>,
     agent: watch::Sender<Option<Agent>>,
-    jobs: mpsc::UnboundedSender<Job>,
+    to_driver: mpsc::UnboundedSender<Told>,
 }
 
 impl InstanceHandle {
     /// A handle, and the end of its queue for the driver.
-    pub(crate) fn new(host: Arc<Host>, record: InstanceRecord) -> (Self, mpsc::UnboundedReceiver<Job>) {
-        let (jobs, queue) = mpsc::unbounded_channel();
+    pub(crate) fn new(host: Arc<Host>, record: InstanceRecord) -> (Self, mpsc::UnboundedReceiver<Told>) {
+        let (to_driver, queue) = mpsc::unbounded_channel();
         let busy_since_ms = matches!(record.phase, Phase::Busy { .. }).then(crate::clock::now_ms);
         let view = InstanceView { record: Arc::new(record), busy_since_ms, cut_short: false, gone: false };
         let shared = Shared {
@@ -119,7 +136,7 @@ impl InstanceHandle {
             host,
             view: watch::Sender::new(view),
             agent: watch::Sender::new(None),
-            jobs,
+            to_driver,
         };
         (Self { shared: Arc::new(shared) }, queue)
     }
@@ -234,7 +251,7 @@ impl InstanceHandle {
     pub(crate) async fn request(&self, request: Request) -> Result<Done, OpError> {
         let op = request.op();
         loop {
-            let mut verdict = None;
+            let (mut verdict, mut stood_down) = (None, false);
             self.shared.view.send_if_modified(|view| {
                 let decided = admit(&view.record.phase, op);
                 match decided {
@@ -245,14 +262,25 @@ impl InstanceHandle {
                         view.cut_short = false;
                     }
                     Ok(Admitted::CutShort) => view.cut_short = true,
+                    // It is stopped, and would not stay so.
+                    Ok(Admitted::AlreadyThere)
+                        if op == Op::Stop && view.record.restart.next_attempt_at_ms.is_some() =>
+                    {
+                        let record = Arc::make_mut(&mut view.record);
+                        record.restart = RestartStatus::stopped_by_hand(&record.spec.restart);
+                        stood_down = true;
+                    }
                     Ok(Admitted::AlreadyThere) | Err(_) => {}
                 }
-                let changes = matches!(decided, Ok(Admitted::Run | Admitted::CutShort));
+                let changes = stood_down || matches!(decided, Ok(Admitted::Run | Admitted::CutShort));
                 verdict = Some(decided);
                 changes
             });
             match verdict {
                 Some(Ok(Admitted::Run)) => return self.submit(request).await,
+                Some(Ok(Admitted::AlreadyThere)) if stood_down => {
+                    return self.tell(Told::StoodDown).await.map(|()| Done::Instance);
+                }
                 Some(Ok(Admitted::AlreadyThere)) => return Ok(Done::Instance),
                 Some(Ok(Admitted::CutShort)) => {
                     let ended = |view: &InstanceView| view.gone || view.busy_since_ms.is_none();
@@ -270,10 +298,48 @@ impl InstanceHandle {
     /// Hands over a request whose phase is already marked busy.
     pub(crate) async fn submit(&self, request: Request) -> Result<Done, OpError> {
         let (reply, answer) = oneshot::channel();
-        let from = self.view().state().clone();
-        let gone = || OpError::new(ErrorKind::Cancelled, format!("instance {} is gone", self.name()));
-        self.shared.jobs.send(Job { request, from, reply }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let job = Job { request, from: self.view().state().clone(), by: By::Somebody, reply };
+        self.shared.to_driver.send(Told::Job(job)).map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Gives it another restart policy, unless something is under way on it.
+    pub(crate) async fn set_restart_policy(&self, policy: RestartPolicy) -> Result<(), OpError> {
+        if let Phase::Busy { op: running, .. } = self.view().record.phase {
+            let (denied, name) = (Denied::Busy { running }, self.name());
+            let busy = OpError::new(denied.kind(), format!("instance {name}: {denied}"));
+            return Err(busy.hinted(denied.hint()).about("instance", name.as_str()));
+        }
+        self.tell(|reply| Told::Policy(policy, reply)).await
+    }
+
+    async fn tell(&self, what: impl FnOnce(oneshot::Sender<Result<(), OpError>>) -> Told) -> Result<(), OpError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.to_driver.send(what(reply)).map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    fn gone(&self) -> OpError {
+        OpError::new(ErrorKind::Cancelled, format!("instance {} is gone", self.name()))
+    }
+
+    /// The driver's side: an attempt to boot it again is due. Marks it busy, if it still rests
+    /// stopped and nobody has stood it down; then that is where it is with its policy now.
+    pub(crate) fn begin_attempt(&self, now_ms: i64) -> Option<RestartStatus> {
+        let mut begun = None;
+        self.shared.view.send_if_modified(|view| {
+            let rests = view.record.phase == Phase::Resting(InstanceState::Stopped);
+            if rests && view.record.restart.next_attempt_at_ms.is_some() {
+                let record = Arc::make_mut(&mut view.record);
+                record.phase = Phase::Busy { op: Op::Start, from: InstanceState::Stopped };
+                record.restart = record.restart.attempt_begins(now_ms);
+                begun = Some(record.restart);
+                view.busy_since_ms = Some(now_ms);
+                view.cut_short = false;
+            }
+            begun.is_some()
+        });
+        begun
     }
 
     /// The driver's side: publishes a new view.

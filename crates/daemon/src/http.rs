@@ -31,6 +31,7 @@ mod network;
 mod observe;
 mod refuse;
 mod resources;
+mod restart;
 mod snapshots;
 mod spec;
 mod stat;

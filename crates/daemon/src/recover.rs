@@ -11,11 +11,10 @@ use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
 use hearth_model::error::io_kind;
 use hearth_model::recovery::{Observed, Recovery, recover};
-use hearth_model::{InstanceState, Op, Phase, SnapshotId};
-use hearth_store::{InstanceRecord, ProgramExit};
+use hearth_model::{InstanceState, Op, Phase, RestartStatus, SnapshotId};
+use hearth_store::InstanceRecord;
 use tracing::{info, warn};
 
-use crate::agents;
 use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
@@ -24,6 +23,7 @@ use crate::ops::bundle::NOT_PUBLISHED;
 use crate::paths::InstanceDir;
 use crate::registry::Registry;
 use crate::run::blocking;
+use crate::{agents, restart};
 
 /// So many instances are recovered at a time: what takes long is a guest that does not answer.
 const AT_ONCE: usize = 64;
@@ -125,16 +125,26 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
         }
         Recovery::Rest(state) => rest(host, registry, record, state),
         Recovery::NoteExit => {
-            if record.exit.is_none() {
-                record.exit = Some(ProgramExit { code: -1, message: "the VMM ended while no daemon ran".into() });
-            }
+            record.exit.get_or_insert_with(restart::unseen_exit);
             clean(host, &record).await?;
             record.stopped_at_ms = Some(now_ms());
+            match record.phase {
+                // Somebody wanted it to end.
+                Phase::Busy { op: Op::Stop | Op::Standby, .. } => {
+                    record.restart = RestartStatus::stopped_by_hand(&record.spec.restart);
+                }
+                Phase::Busy { .. } | Phase::Resting(_) => restart::after_end(&mut record, now_ms()),
+            }
             (record.seat, record.slot) = (None, None);
             rest(host, registry, record, InstanceState::Stopped)
         }
         Recovery::Undo(state) => {
             clean(host, &record).await?;
+            // A start that was cut off while an attempt was due was that attempt.
+            if matches!(record.phase, Phase::Busy { op: Op::Start, .. }) && record.restart.next_attempt_at_ms.is_some()
+            {
+                record.restart = record.restart.after_failed_attempt(&record.spec.restart, now_ms());
+            }
             (record.seat, record.slot) = (None, None);
             rest(host, registry, record, state)
         }

@@ -6,11 +6,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
 use hearth_model::network::inner;
-use hearth_model::{ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, SnapshotId};
+use hearth_model::{
+    ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, RestartStatus, SnapshotId,
+};
 use hearth_store::lookup::{Called, resolve};
 use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, SnapshotKind, SnapshotRecord};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::clock::now_ms;
@@ -32,6 +36,7 @@ pub(crate) struct Registry {
 struct Inner {
     host: Arc<Host>,
     instances: RwLock<HashMap<InstanceId, InstanceHandle>>,
+    draining: CancellationToken,
 }
 
 /// What a fork is made of.
@@ -70,7 +75,7 @@ pub(crate) type Forked = (InstanceName, Result<InstanceHandle, OpError>);
 
 impl Registry {
     pub(crate) fn new(host: Arc<Host>) -> Self {
-        Self { inner: Arc::new(Inner { host, instances: RwLock::default() }) }
+        Self { inner: Arc::new(Inner { host, instances: RwLock::default(), draining: CancellationToken::new() }) }
     }
 
     /// The instance that a text means: id, name, or a prefix of one id only.
@@ -216,6 +221,12 @@ impl Registry {
         self.spawn(record, born)
     }
 
+    /// Cancelled when the daemon drains: streams without an end of their own must end, and nothing
+    /// begins by itself any more.
+    pub(crate) fn draining(&self) -> &CancellationToken {
+        &self.inner.draining
+    }
+
     /// Resolves when no operation runs on any instance.
     pub(crate) async fn drained(&self) {
         let watches: Vec<_> = self.read().values().map(InstanceHandle::watch).collect();
@@ -223,6 +234,25 @@ impl Registry {
             // An instance whose driver is gone has nothing under way.
             watch.wait_for(|view| view.busy_since_ms.is_none()).await.ok();
         }
+    }
+
+    /// Stops every instance that runs or waits to be booted again, so many at a time. Standby
+    /// instances stay: they hold what they would lose.
+    pub(crate) async fn stop_all(&self) {
+        const AT_ONCE: usize = 16;
+        let handles: Vec<_> = self.read().values().cloned().collect();
+        stream::iter(handles)
+            .for_each_concurrent(AT_ONCE, |handle| async move {
+                let view = handle.view();
+                let waits = view.record.restart.next_attempt_at_ms.is_some();
+                if *view.state() != InstanceState::Running && !waits {
+                    return;
+                }
+                if let Err(error) = handle.stop().await {
+                    warn!(instance = %handle.name(), %error, "it could not be stopped");
+                }
+            })
+            .await;
     }
 
     /// The instance is no more.
@@ -327,6 +357,7 @@ impl Registry {
             seat: None,
             ram_base: None,
             exit: None,
+            restart: RestartStatus::default(),
             phases: PhaseClock::start("initializing", now),
         };
         host.store.insert_instance(&record).inspect_err(|_| host.networks.give_back(&record))?;
@@ -335,9 +366,9 @@ impl Registry {
 
     fn spawn(&self, record: InstanceRecord, born: Option<(Live, Option<EventReceiver>)>) -> InstanceHandle {
         let host = Arc::clone(&self.inner.host);
-        let (handle, jobs) = InstanceHandle::new(Arc::clone(&host), record.clone());
+        let (handle, told) = InstanceHandle::new(Arc::clone(&host), record.clone());
         self.write().insert(record.id.clone(), handle.clone());
-        Driver::spawn(host, self.clone(), handle.clone(), record, born, jobs);
+        Driver::spawn(host, self.clone(), handle.clone(), record, born, told);
         handle
     }
 

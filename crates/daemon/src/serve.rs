@@ -1,6 +1,7 @@
 //! `hearth serve`: the daemon from its configuration to its last drained operation.
 //!
-//! Instances outlive it: their VMMs are processes of their own, found again at the next start.
+//! Instances outlive it: their VMMs are processes of their own, found again at the next start. Only
+//! with `--stop-instances` they are stopped at its end.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -26,6 +27,9 @@ use crate::registry::Registry;
 
 /// How long operations that run at SIGTERM may take to end.
 const DRAIN: Duration = Duration::from_secs(60);
+
+/// How long all instances may take to stop when that is asked for at SIGTERM.
+const STOP_ALL: Duration = Duration::from_secs(120);
 
 /// Why the daemon could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +100,7 @@ pub(crate) struct App {
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Registry,
     pub(crate) images: Images,
-    /// Cancelled when the daemon drains: streams without an end of their own must end.
+    /// The registry's.
     pub(crate) draining: CancellationToken,
 }
 
@@ -105,9 +109,9 @@ impl App {
         Self {
             config: host.config.clone(),
             images: Images::new(Arc::clone(&host)),
+            draining: registry.draining().clone(),
             host,
             registry,
-            draining: CancellationToken::new(),
         }
     }
 }
@@ -117,6 +121,7 @@ impl App {
 /// # Errors
 /// [`ServeError`], before anything is served; nothing is left half begun.
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
+    let stop_instances = options.stop_instances;
     let config = Config::load(&options)?;
     init_log(&config);
     let data = DataDir::new(config.data_dir.clone());
@@ -160,8 +165,14 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if tokio::time::timeout(DRAIN, registry.drained()).await.is_err() {
         warn!(seconds = DRAIN.as_secs(), "operations still run; they are recovered at the next start");
     }
+    if stop_instances {
+        info!("stopping all instances");
+        if tokio::time::timeout(STOP_ALL, registry.stop_all()).await.is_err() {
+            warn!(seconds = STOP_ALL.as_secs(), "some instances have not stopped in time, and run on");
+        }
+    }
     host.networks.close().await;
-    info!("drained; instances run on");
+    info!(stop_instances, "drained");
     Ok(())
 }
 

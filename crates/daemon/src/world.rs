@@ -37,8 +37,7 @@ pub(crate) struct Manners {
 }
 
 /// VMMs whose guests answer, and end when they are told to shut down.
-fn fake_host(mute: Arc<AtomicBool>, manners: Arc<Mutex<Manners>>) -> FakeHost {
-    let guests = Guests::default();
+fn fake_host(guests: Guests, mute: Arc<AtomicBool>, manners: Arc<Mutex<Manners>>) -> FakeHost {
     let this: Arc<OnceLock<FakeHost>> = Arc::default();
     let host = FakeHost::new({
         let this = Arc::clone(&this);
@@ -75,6 +74,7 @@ pub(crate) struct World {
     /// Guests that are dialled while this is set say nothing.
     pub(crate) mute: Arc<AtomicBool>,
     pub(crate) network: FakeNetwork,
+    guests: Guests,
     manners: Arc<Mutex<Manners>>,
     _dir: tempfile::TempDir,
 }
@@ -127,12 +127,13 @@ impl World {
             path: None,
             why: String::new(),
         };
-        let (mute, manners) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Manners>>::default());
+        let (guests, mute) = (Guests::default(), Arc::new(AtomicBool::new(false)));
+        let manners = Arc::<Mutex<Manners>>::default();
         let vmms = Vmms {
             accel: Accel::Tcg,
             accel_why: "a test".into(),
             probes: Backend::ALL.map(probe).to_vec(),
-            launcher: Launcher::Fake(fake_host(Arc::clone(&mute), Arc::clone(&manners))),
+            launcher: Launcher::Fake(fake_host(Arc::clone(&guests), Arc::clone(&mute), Arc::clone(&manners))),
         };
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         configure(&mut config);
@@ -140,12 +141,13 @@ impl World {
         let networks = Networks::Slots(hearth_net::Network::Fake(network.clone()));
         let host = Host::new(config, data, store, vmms, networks).expect("a host");
         let registry = Registry::new(Arc::clone(&host));
-        Self { backend, host, registry, digest, mute, network, manners, _dir: dir }
+        Self { backend, host, registry, digest, mute, network, guests, manners, _dir: dir }
     }
 
     pub(crate) fn spec(&self, name: &str) -> InstanceSpec {
         InstanceSpec {
             foreign: None,
+            restart: hearth_model::RestartPolicy::default(),
             name: name.parse().expect("a name"),
             image: "app".parse().expect("a reference"),
             backend: self.backend,
@@ -166,7 +168,11 @@ impl World {
     }
 
     pub(crate) async fn create(&self, name: &str) -> Result<InstanceHandle, OpError> {
-        let handle = self.registry.begin(self.spec(name), self.digest.clone())?;
+        self.create_of(self.spec(name)).await
+    }
+
+    pub(crate) async fn create_of(&self, spec: InstanceSpec) -> Result<InstanceHandle, OpError> {
+        let handle = self.registry.begin(spec, self.digest.clone())?;
         handle.submit(Request::Create).await?;
         Ok(handle)
     }
@@ -209,6 +215,14 @@ impl World {
         self.registry.resolve(name).expect("it is there")
     }
 
+    /// The guest that runs in an instance now.
+    pub(crate) fn guest(&self, instance: &InstanceHandle) -> FakeGuest {
+        let dir = instance.dir();
+        let seat = self.fake().alive().into_iter().find(|seat| seat.dir == dir.path()).expect("it has a VMM");
+        let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.get(&(seat.dir, seat.pid)).expect("it has been dialled").clone()
+    }
+
     fn network_of_host(&self) -> &hearth_net::Network {
         match &self.host.networks {
             Networks::Slots(network) => network,
@@ -226,6 +240,7 @@ impl World {
     /// The daemon has died and is started again: what it knew is gone, what it did is not.
     pub(crate) async fn reborn(&mut self) {
         self.host.faults.set(None);
+        self.registry.draining().cancel();
         self.host.pins.forget_all();
         let records = self.host.store.instances().expect("readable");
         self.network.reopen(&crate::networks::seats(&records));

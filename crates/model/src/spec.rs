@@ -6,6 +6,7 @@ use crate::foreign::ForeignDevices;
 use crate::image_ref::ImageRef;
 use crate::name::InstanceName;
 use crate::network::Network;
+use crate::restart::RestartPolicy;
 use crate::runtime::Backend;
 use crate::units::{ByteSize, MemMib};
 
@@ -40,6 +41,9 @@ pub struct InstanceSpec {
     pub env: BTreeMap<String, String>,
     /// What runs in the guest.
     pub program: Program,
+    /// Whether it boots again when it has ended by itself.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
     /// The devices of a guest that was imported with its state. It has no image, and cannot boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<ForeignDevices>,
@@ -265,6 +269,7 @@ mod tests {
             tags: pairs(&[("team", "a")]),
             program: Program::resolve(&image(), &config, None, None, &env).expect("something to run"),
             env,
+            restart: RestartPolicy::default(),
             foreign: None,
         };
         let name: InstanceName = "try".parse().expect("a name");

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use hearth_model::{InstanceId, InstanceSpec, Phase, SnapshotId};
+use hearth_model::{InstanceId, InstanceSpec, Phase, RestartStatus, SnapshotId};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use crate::Store;
@@ -39,8 +39,11 @@ pub struct InstanceRecord {
     pub seat: Option<serde_json::Value>,
     /// The bundle whose memory file its VMM maps.
     pub ram_base: Option<SnapshotId>,
-    /// How its program ended.
+    /// How it ended when it last did, or its program.
     pub exit: Option<ProgramExit>,
+    /// Where it is with its restart policy.
+    #[serde(default)]
+    pub restart: RestartStatus,
     /// Its network device's address.
     pub mac: Option<String>,
     /// Its address outside, for as long as it lives; none where the host gives none.
@@ -63,13 +66,36 @@ pub enum Origin {
     Instance(InstanceId),
 }
 
-/// How the guest's program ended.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// How the guest's program ended, or its VMM before that was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ProgramExit {
-    /// Its exit code; 128 and the signal's number if one ended it.
+    /// Its exit code; 128 and the signal's number if one ended it; -1 of a VMM.
     pub code: i32,
     /// The same for people.
     pub message: String,
+    /// Whose end it is.
+    #[serde(default)]
+    pub of: Ending,
+    /// The signal that ended it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The host's kernel killed the VMM for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
+    /// The last lines of its console, when nobody had asked it to end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<String>,
+}
+
+/// What ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The guest's program; the guest then powers off.
+    #[default]
+    Program,
+    /// The VMM, and the program with it.
+    Vmm,
 }
 
 fn update(db: &Connection, record: &InstanceRecord) -> Result<(), RecordError> {

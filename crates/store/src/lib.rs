@@ -31,7 +31,7 @@ use rusqlite::Connection;
 
 pub use error::{OpenError, RecordError};
 pub use images::ImageRecord;
-pub use instances::{InstanceRecord, Origin, ProgramExit};
+pub use instances::{Ending, InstanceRecord, Origin, ProgramExit};
 pub use lookup::Lookup;
 pub use phases::PhaseClock;
 pub use snapshots::{SnapshotKind, SnapshotRecord};

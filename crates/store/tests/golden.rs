@@ -5,7 +5,8 @@
 #[path = "support/sample.rs"]
 mod sample;
 
-use hearth_store::{DATABASE_FILE, InstanceRecord, Lookup, Store};
+use hearth_model::RestartStatus;
+use hearth_store::{DATABASE_FILE, InstanceRecord, Lookup, ProgramExit, Store};
 
 #[test]
 fn version_1_opens() {
@@ -17,8 +18,12 @@ fn version_1_opens() {
     drop(raw);
 
     let store = Store::open(dir.path()).expect("opens");
-    // Addresses and slots came later.
-    let instance = InstanceRecord { address: None, slot: None, ..sample::instance(1, "web") };
+    // Addresses, slots, restarting, and all of an end but its code and message came later.
+    let full = sample::instance(1, "web");
+    let exit =
+        full.exit.clone().map(|exit| ProgramExit { signal: None, out_of_memory: false, console: vec![], ..exit });
+    let (spec, restart) = (sample::spec("web"), RestartStatus::default());
+    let instance = InstanceRecord { address: None, slot: None, spec, restart, exit, ..full };
     assert_eq!(store.instances().expect("lists"), std::slice::from_ref(&instance));
     assert_eq!(store.find_instance("web").expect("looks"), Lookup::Found(instance.clone()));
     assert_eq!(store.snapshots().expect("lists"), [sample::snapshot(1, "before")]);

@@ -10,7 +10,7 @@ use crate::health::Health;
 use crate::images::{CreateImage, Image, ImportImage};
 use crate::instances::{
     CreateInstance, CreateQuery, DeleteInstance, ForkAnswer, ForkInstance, Forked, Instance, InstanceState,
-    InstanceStats, ListInstances, PathInfo, StatQuery, WaitQuery, Waited,
+    InstanceStats, ListInstances, PathInfo, StatQuery, UpdateInstance, WaitQuery, Waited,
 };
 use crate::resources::Resources;
 use crate::snapshots::{
@@ -83,6 +83,11 @@ impl Client {
     pub async fn create_attached_instance(&self, request: &CreateInstance) -> Result<Instance, ClientError> {
         let query = CreateQuery { attached: Some(true) };
         self.post(&with_query("/instances", &query, &Tags::new())?, Some(request)).await
+    }
+
+    /// Changes it; what is left out stays as it is.
+    pub async fn update_instance(&self, id: &str, request: &UpdateInstance) -> Result<Instance, ClientError> {
+        self.patch(&instance(id, ""), request).await
     }
 
     /// Removes an instance, whatever its state.

@@ -1,6 +1,7 @@
 //! `hearth inspect`: all about an instance.
 
 use hearth_api::instances::{Instance, InstanceNetwork, Outbound};
+use hearth_api::restart::{BlockedReason, RestartMode, RestartPolicy, RestartStatus};
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -26,6 +27,34 @@ fn outbound(network: &InstanceNetwork) -> Option<String> {
     }
 }
 
+/// What its console said last, when nobody had asked it to end.
+fn last_words(instance: &Instance) -> Option<String> {
+    let console = &instance.end.as_ref()?.console;
+    (!console.is_empty()).then(|| console.join(" | "))
+}
+
+/// `on_failure, at most 3 times, after 5s, counted anew after 10m0s`.
+fn restart(policy: &RestartPolicy) -> String {
+    let mut words = vec![policy.policy.map_or("never", RestartMode::as_str).to_owned()];
+    if let Some(most) = policy.max_attempts.filter(|most| *most > 0) {
+        words.push(format!("at most {most} times"));
+    }
+    words.extend(policy.backoff.iter().map(|backoff| format!("after {backoff}")));
+    words.extend(policy.stable_after.iter().map(|stable| format!("counted anew after {stable}")));
+    words.join(", ")
+}
+
+/// `2, the next one at …`, `3, no more: max_attempts were in vain`.
+fn restarts(status: &RestartStatus) -> String {
+    let attempts = status.attempts.unwrap_or(0);
+    let next = status.next_attempt_at.map(|at| format!(", the next one at {at}"));
+    let blocked = status.blocked_reason.map(|reason| match reason {
+        BlockedReason::ManualStop => ", none: it was stopped",
+        BlockedReason::MaxAttemptsExceeded => ", no more: they were in vain",
+    });
+    format!("{attempts}{}{}", next.unwrap_or_default(), blocked.unwrap_or_default())
+}
+
 fn in_words(instance: &Instance) -> String {
     let network = instance.network.as_ref();
     let forked = instance.forked_from.as_ref().map(|from| {
@@ -44,6 +73,9 @@ fn in_words(instance: &Instance) -> String {
         ("reason", instance.state_error.clone()),
         ("under way", instance.busy.as_ref().map(|busy| busy.op.clone())),
         ("exit", exit),
+        ("console", last_words(instance)),
+        ("restart", instance.restart_policy.as_ref().map(restart)),
+        ("restarts", instance.restart_status.as_ref().map(restarts)),
         ("image", Some(instance.image.clone())),
         ("platform", instance.platform.clone()),
         ("hypervisor", instance.hypervisor.clone()),

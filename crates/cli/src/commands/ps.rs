@@ -44,11 +44,14 @@ fn row(instance: &Instance, now: jiff::Timestamp) -> [String; 7] {
     ]
 }
 
-/// `Running`, `Running (standby)` while that is under way, `Stopped (exit 3)`.
+/// `Running`, `Running (standby)` while that is under way, `Stopped (exit 3)`, `Stopped (exit 3,
+/// restarts)`.
 fn shown_state(instance: &Instance) -> String {
     let state = instance.state;
+    let waits = instance.restart_status.as_ref().is_some_and(|status| status.next_attempt_at.is_some());
     match (&instance.busy, instance.exit_code) {
         (Some(busy), _) => format!("{state} ({})", busy.op),
+        (None, Some(code)) if state == InstanceState::Stopped && waits => format!("{state} (exit {code}, restarts)"),
         (None, Some(code)) if state == InstanceState::Stopped => format!("{state} (exit {code})"),
         _ => state.to_string(),
     }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use hearth_api::client::{Client, LogStream};
 use hearth_api::instances::{CreateInstance, DeleteInstance, Instance, InstanceState, NetworkRequest, Outbound};
 use hearth_api::logs::LogsQuery;
+use hearth_api::restart::RestartPolicy;
 use hearth_model::ErrorKind;
 use hearth_model::network::{Bandwidth, Destination, PortMapping};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exec::exit_code;
 use super::wait::until;
-use crate::arguments::{key_value, variable};
+use crate::arguments::{key_value, restart_policy, variable};
 use crate::context::Context;
 use crate::error::CliError;
 
@@ -30,6 +31,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 #[command(after_help = "\
   hearth run --name web --size 512MB -e PORT=80 web:1     boots it; it goes on when this ends
   hearth run -p 8080:80 --allow '*.example.com' web:1     a port of the host leads to it
+  hearth run --restart on-failure:5 web:1                 boots it again when it has failed
   hearth run --rm bb -- /bin/sh -c 'echo hello'           shows what it prints, and removes it")]
 pub(crate) struct Arguments {
     /// Its name, and its hostname [default: made of the image's name]
@@ -77,6 +79,9 @@ pub(crate) struct Arguments {
     /// Its image is a guest that does not run the agent: no exec, no cp, and it runs when its vCPUs do
     #[arg(long)]
     no_agent: bool,
+    /// Boot it again when it has ended by itself: never, always, on-failure, on-failure:ATTEMPTS
+    #[arg(long, value_name = "WHEN", value_parser = restart_policy, conflicts_with = "rm")]
+    restart: Option<RestartPolicy>,
     /// Show its output until its program ends, remove it, and exit as the program did
     #[arg(long)]
     rm: bool,
@@ -136,6 +141,7 @@ fn request(arguments: Arguments) -> CreateInstance {
         hypervisor: arguments.hypervisor,
         network,
         overlay_size: arguments.overlay_size,
+        restart_policy: arguments.restart,
         skip_guest_agent: arguments.no_agent.then_some(true),
         size: arguments.size,
         tags: (!arguments.tags.is_empty()).then(|| arguments.tags.into_iter().collect()),

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::error::Failure;
 use super::input::{Body, Named, Query, parse_field, parse_name};
 use super::observe::to_the_end;
-use super::view;
+use super::{restart, view};
 use crate::config::Defaults;
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, Request};
@@ -106,18 +106,26 @@ pub(super) async fn get(State(app): State<Arc<App>>, Named(id): Named<String>) -
 
 /// Change an instance
 ///
-/// Nothing can be changed yet: all of Hypeman's fields are refused unless they say nothing.
+/// Its restart policy can be changed, and nothing else yet: all other fields of Hypeman's are refused
+/// unless they say nothing. What waits to be booted again goes on waiting, unless the policy is
+/// `never` now; what rests is not booted by it.
 #[utoipa::path(patch, path = "/instances/{id}", tag = "instances", operation_id = "updateInstance",
     params(("id" = String, Path, description = "Id, name, or the id's unique beginning.")),
     request_body = UpdateInstance, responses(
-    (status = 200, description = "It, as it was.", body = Instance),
+    (status = 200, description = "It, as it is now.", body = Instance),
     (status = "default", description = "Why not.", body = ErrorBody)))]
 pub(super) async fn update(
     State(app): State<Arc<App>>,
     Named(id): Named<String>,
-    Body(UpdateInstance {}): Body<UpdateInstance>,
+    Body(UpdateInstance { restart_policy }): Body<UpdateInstance>,
 ) -> Result<Json<Instance>, Failure> {
-    Ok(Json(view::instance(&app.registry.resolve(&id)?.view())))
+    let instance = app.registry.resolve(&id)?;
+    if let Some(policy) = restart_policy {
+        let policy = restart::asked(Some(policy))?;
+        restart::can_be_had(&instance.view().record, &policy)?;
+        instance.set_restart_policy(policy).await?;
+    }
+    Ok(Json(view::instance(&instance.view())))
 }
 
 /// Remove an instance, whatever its state
@@ -223,6 +231,7 @@ fn spec(
             None => defaults.overlay,
         },
         network: super::network::asked(networks, backend, request.network)?,
+        restart: restart::asked(request.restart_policy)?,
         agent: !request.skip_guest_agent.unwrap_or(false),
         tags: request.tags.unwrap_or_default(),
         env,

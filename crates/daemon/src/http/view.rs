@@ -37,6 +37,8 @@ pub(super) fn instance(view: &InstanceView) -> Instance {
         overlay_size: Some(spec.overlay.to_string()),
         phase_durations_ms: Some(record.phases.durations_at(now_ms())),
         platform: Some(PLATFORM.into()),
+        restart_policy: super::restart::policy(record),
+        restart_status: super::restart::status(record),
         size: Some(spec.memory.to_string()),
         started_at: record.started_at_ms.map(time),
         stopped_at: record.stopped_at_ms.map(time),
@@ -46,6 +48,7 @@ pub(super) fn instance(view: &InstanceView) -> Instance {
             Phase::Busy { op, .. } => Some(Busy { op: op.to_string(), since: view.busy_since_ms.map(time) }),
             Phase::Resting(_) => None,
         },
+        end: super::restart::end(record),
         forked_from: record.source.as_ref().map(|origin| match origin {
             Origin::Instance(id) => ForkedFrom { instance_id: Some(id.to_string()), snapshot_id: None },
             Origin::Snapshot(id) => ForkedFrom { instance_id: None, snapshot_id: Some(id.to_string()) },

@@ -3,8 +3,6 @@
 //! It runs when its agent has been told who it is and its program has started; one without an
 //! agent, when its vCPUs do.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,10 +10,7 @@ use super::{Born, Live, Subject, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::run::{Run, blocking};
-use crate::{agents, host};
-
-/// So many lines of the console are quoted when a guest does not come up.
-const QUOTED: usize = 8;
+use crate::{agents, console, host};
 
 pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Born, OpError> {
     let dir = subject.dir.clone();
@@ -47,24 +42,9 @@ pub(super) async fn boot(host: &Arc<Host>, subject: &mut Subject, run: &mut Run)
 
 /// Why a guest does not come up is what it said last; its log goes when its creation is undone.
 fn with_console(mut error: OpError, log: &Path) -> OpError {
-    let text = last_words(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    match lines.as_slice() {
+    match console::last_lines(log).as_slice() {
         [] => error.causes.push("its console is empty".to_owned()),
-        lines => {
-            let tail = &lines[lines.len().saturating_sub(QUOTED)..];
-            error.causes.push(format!("its console ends with:\n    {}", tail.join("\n    ")));
-        }
+        lines => error.causes.push(format!("its console ends with:\n    {}", lines.join("\n    "))),
     }
     error
-}
-
-/// The end of a console's log.
-fn last_words(log: &Path) -> io::Result<String> {
-    let mut file = File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096)))?;
-    let mut bytes = Vec::new();
-    file.take(4096).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -110,6 +110,7 @@ pub(super) async fn bring_back(
 
     subject.record.started_at_ms = Some(crate::clock::now_ms());
     subject.record.stopped_at_ms = None;
+    subject.record.exit = None;
     counted.done();
     Ok(Born { live: Live { vmm, agent }, events })
 }

@@ -150,6 +150,7 @@ fn specification(plan: &ImportPlan, memory: MemMib) -> InstanceSpec {
         agent: plan.agent,
         tags: plan.tags.clone(),
         env: BTreeMap::new(),
+        restart: hearth_model::RestartPolicy::default(),
         program: Program { argv: Vec::new(), env: Vec::new(), workdir: "/".into(), user: String::new() },
         foreign: None,
     }

@@ -39,6 +39,7 @@ pub fn manifest(number: u8, kind: BundleKind) -> Manifest {
         host_kernel: "6.1.0-56-amd64".into(),
         image_digest: format!("sha256:{}", "a".repeat(64)),
         spec: InstanceSpec {
+            restart: hearth_model::RestartPolicy::default(),
             foreign: None,
             name: "web".parse().expect("a name"),
             image: "app".parse().expect("a reference"),

@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use hearth_model::restart::RestartOn;
 use hearth_model::spec::{ImageConfig, Program};
-use hearth_model::{Backend, ByteSize, ImageRef, InstanceId, InstanceSpec, InstanceState, MemMib, Phase, SnapshotId};
+use hearth_model::{
+    Backend, ByteSize, ImageRef, InstanceId, InstanceSpec, InstanceState, MemMib, Phase, RestartPolicy, RestartStatus,
+    SnapshotId,
+};
 use hearth_store::{
-    ImageRecord, InstanceRecord, Origin, PhaseClock, ProgramExit, SnapshotKind, SnapshotRecord, StepTime,
+    Ending, ImageRecord, InstanceRecord, Origin, PhaseClock, ProgramExit, SnapshotKind, SnapshotRecord, StepTime,
     TimelineRecord,
 };
 
@@ -20,6 +24,7 @@ pub fn snapshot_id(number: u8) -> SnapshotId {
 
 pub fn spec(name: &str) -> InstanceSpec {
     InstanceSpec {
+        restart: RestartPolicy::default(),
         foreign: None,
         name: name.parse().expect("a name"),
         image: "app".parse().expect("a reference"),
@@ -40,10 +45,14 @@ pub fn spec(name: &str) -> InstanceSpec {
     }
 }
 
+pub fn restart_policy() -> RestartPolicy {
+    RestartPolicy { on: RestartOn::Failure, max_attempts: 3, ..RestartPolicy::default() }
+}
+
 pub fn instance(number: u8, name: &str) -> InstanceRecord {
     InstanceRecord {
         id: instance_id(number),
-        spec: spec(name),
+        spec: InstanceSpec { restart: restart_policy(), ..spec(name) },
         phase: Phase::Resting(InstanceState::Standby { snapshot: snapshot_id(number) }),
         created_at_ms: 1_700_000_000_000 + i64::from(number),
         started_at_ms: Some(1_700_000_001_000),
@@ -53,7 +62,20 @@ pub fn instance(number: u8, name: &str) -> InstanceRecord {
         image_digest: digest(),
         seat: Some(serde_json::json!({ "pid": 4242, "start_time": 77 })),
         ram_base: Some(snapshot_id(number)),
-        exit: Some(ProgramExit { code: 137, message: "killed by signal 9 (SIGKILL)".into() }),
+        exit: Some(ProgramExit {
+            code: 137,
+            message: "killed by signal 9 (SIGKILL)".into(),
+            of: Ending::Program,
+            signal: Some(9),
+            out_of_memory: true,
+            console: vec!["out of patience".into()],
+        }),
+        restart: RestartStatus {
+            attempts: 2,
+            last_attempt_at_ms: Some(1_700_000_001_000),
+            next_attempt_at_ms: Some(1_700_000_003_000),
+            blocked: None,
+        },
         mac: Some("02:00:00:00:00:01".into()),
         address: Some(std::net::Ipv4Addr::new(10, 100, 0, 2)),
         slot: Some(3),
