@@ -1,7 +1,7 @@
 """What we send beyond the SDK's types: it must be known here, and be nothing else."""
 
 OURS = {
-    "Instance": {"busy", "forked_from", "generation"},
+    "Instance": {"busy", "end", "forked_from", "generation"},
     "InstanceStats": {"memory_private_bytes"},
     "Image": {"user"},
     "Snapshot": {"memory_bytes", "base"},

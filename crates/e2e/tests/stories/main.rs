@@ -18,5 +18,6 @@ mod identity;
 mod import;
 mod network;
 mod reflink;
+mod restart;
 mod snapshots;
 mod standby;

@@ -1,0 +1,78 @@
+//! An instance that ends by itself boots again, as its policy says.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use hearth_api::instances::InstanceState;
+use hearth_api::restart::{BlockedReason, Ended, RestartMode, RestartPolicy};
+use hearth_e2e::{TestHost, eventually, story};
+
+/// Fails so often, then stays: what it has written is on its disk, which it keeps.
+fn fails(times: u32) -> Vec<String> {
+    let script = format!(
+        "echo x >> /tries; if [ $(wc -l < /tries) -le {times} ]; then echo not yet; exit 1; fi; echo stays; exec sleep infinity"
+    );
+    ["/bin/sh", "-c", &script].map(ToOwned::to_owned).into()
+}
+
+#[test]
+fn a_program_that_fails_twice_is_booted_until_it_stays() {
+    story(async |host| {
+        host.import_counter().await?;
+        let mut request = TestHost::request("stubborn", "counter:1");
+        request.cmd = Some(fails(2));
+        request.restart_policy = Some(RestartPolicy {
+            policy: Some(RestartMode::OnFailure),
+            backoff: Some("200ms".into()),
+            max_attempts: Some(3),
+            ..RestartPolicy::default()
+        });
+        let vm = host.create(&request).await?;
+        eventually("it is in its third run", async || {
+            let status = vm.info().await?.restart_status.unwrap_or_default();
+            Ok(status.attempts == Some(2) && vm.info().await?.state == InstanceState::Running)
+        })
+        .await?;
+        assert_eq!(vm.sh("wc -l < /tries").await?, "3");
+        let shown = host.hearth(&["inspect", "stubborn"])?.ok()?;
+        ensure!(shown.contains("on_failure, at most 3 times, after 200ms"), "{shown}");
+
+        // It goes on from there under another daemon, which counts on.
+        host.end_daemon()?;
+        let pid = vm.vmm_pid().await?.context("a VMM")?;
+        let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        ensure!(killed.success(), "kill {pid}");
+        host.start_daemon()?;
+        eventually("it runs again", async || {
+            let info = vm.info().await?;
+            Ok(info.state == InstanceState::Running && info.restart_status.unwrap_or_default().attempts == Some(3))
+        })
+        .await?;
+        assert_eq!(vm.sh("wc -l < /tries").await?, "4");
+
+        vm.stop().await?;
+        let status = vm.info().await?.restart_status.context("a status")?;
+        assert_eq!(status.blocked_reason, Some(BlockedReason::ManualStop));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_vmm_s_end_is_noticed_at_once_with_what_was_last_on_the_console() {
+    story(async |host| {
+        let vm = host.boot("victim").await?;
+        eventually("it has said something", async || Ok(vm.console().await?.contains("counter ready"))).await?;
+        let pid = vm.vmm_pid().await?.context("a VMM")?;
+        let began = Instant::now();
+        let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        ensure!(killed.success(), "kill {pid}");
+        vm.wait(InstanceState::Stopped).await?;
+        // The machine that runs stories may have much else to do; 100 ms are measured in the daemon's
+        // own tests.
+        ensure!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        let end = vm.info().await?.end.context("how it ended")?;
+        assert_eq!((end.of, end.signal, end.out_of_memory), (Ended::Vmm, Some(9), false));
+        ensure!(end.console.iter().any(|line| line.contains("counter ready")), "{end:?}");
+        Ok(())
+    });
+}
