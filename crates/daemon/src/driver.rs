@@ -380,10 +380,14 @@ impl Driver {
         self.publish();
     }
 
-    /// Stores and publishes what was put in the record without an operation.
+    /// Stores and publishes what was put in the record without an operation. The phase in the view
+    /// stays: an operation may have been admitted that is still on its way here.
     fn note(&self) -> Result<(), OpError> {
         let stored = self.host.store.update_instance(&self.record);
-        self.publish();
+        self.handle.publish(|view| {
+            let record = InstanceRecord { phase: view.record.phase.clone(), ..self.record.clone() };
+            view.record = Arc::new(record);
+        });
         stored.map_err(OpError::from)
     }
 
@@ -440,9 +444,10 @@ impl Driver {
     }
 
     fn agent_said(&mut self, event: Event) {
-        if self.note_exit(&event) {
-            self.store();
-            self.publish();
+        if self.note_exit(&event)
+            && let Err(error) = self.note()
+        {
+            error!(%error, "the record could not be stored");
         }
     }
 

@@ -239,6 +239,9 @@ fn rest(
     state: InstanceState,
 ) -> Result<(), OpError> {
     record.phases.enter(state.name(), now_ms());
+    if matches!(state, InstanceState::Failed { .. }) {
+        record.restart.next_attempt_at_ms = None;
+    }
     record.phase = Phase::Resting(state);
     host.store.update_instance(&record)?;
     registry.adopt(record, None);

@@ -234,6 +234,23 @@ async fn whatever_else_is_asked_for_while_it_waits_is_done() {
     assert!(world.fake().alive().is_empty() && world.registry.list().is_empty());
 }
 
+/// What is put in the record meanwhile does not let a second operation in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_is_changed_beside_an_operation_that_was_admitted() {
+    let world = World::new().await;
+    let web = create(&world, RestartPolicy::default()).await;
+    for _ in 0..20 {
+        web.stop().await.expect("stopped");
+        let changed = policy(RestartOn::AnyEnd, 0, LONG);
+        let (changing, first, second) = tokio::join!(web.set_restart_policy(changed), web.start(), web.start());
+        changing.expect("it rested");
+        first.expect("started");
+        assert_eq!(second.expect_err("the first is under way").kind, hearth_model::ErrorKind::Busy);
+        assert_eq!(world.fake().alive().len(), 1);
+        assert_eq!(web.view().record.spec.restart, changed);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_fails_is_followed_by_the_next_until_there_is_none() {
     let world = World::new().await;

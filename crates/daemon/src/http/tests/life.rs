@@ -8,8 +8,10 @@ use hearth_api::client::ClientError;
 use hearth_api::cp::CpRequest;
 use hearth_api::images::{CreateImage, ImageStatus};
 use hearth_api::instances::{
-    DeleteInstance, ForkInstance, InstanceState, NetworkRequest, StatQuery, TargetState, WaitQuery,
+    CreateInstance, DeleteInstance, ForkInstance, InstanceState, NetworkRequest, StatQuery, TargetState,
+    UpdateInstance, WaitQuery,
 };
+use hearth_api::restart::{BlockedReason, Ended, RestartMode, RestartPolicy, RestartStatus};
 use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, SnapshotKind};
 use hearth_model::{ErrorKind, Kind};
 
@@ -90,6 +92,61 @@ async fn an_instance_from_creation_to_removal() {
 
     client.delete_instance("web", &DeleteInstance::default()).await.expect("deleted");
     assert_eq!(kind(client.instance("web").await), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_restart_policy_is_given_shown_changed_and_carried_out() {
+    let server = Server::new().await;
+    let client = &server.client;
+    let policy = |policy, backoff: &str, max_attempts| RestartPolicy {
+        policy: Some(policy),
+        backoff: Some(backoff.into()),
+        max_attempts: Some(max_attempts),
+        stable_after: None,
+    };
+    let wanted =
+        CreateInstance { restart_policy: Some(policy(RestartMode::OnFailure, "20ms", 1)), ..Server::wanted("web") };
+    let web = client.create_instance(&wanted).await.expect("created");
+    let shown = RestartPolicy { stable_after: Some("10m0s".into()), ..policy(RestartMode::OnFailure, "20ms", 1) };
+    assert_eq!(web.restart_policy, Some(shown));
+    assert_eq!(web.restart_status, Some(RestartStatus { attempts: Some(0), ..RestartStatus::default() }));
+    assert_eq!(web.end, None);
+
+    let dir = server.app.registry.resolve("web").expect("it is there").dir();
+    let crash = || server.world.fake().end(dir.path(), hearth_vmm::Ended::Signal(6));
+    let runs =
+        |attempts| move |view: &InstanceView| view.busy_since_ms.is_none() && view.record.restart.attempts == attempts;
+    crash();
+    becomes(&server, "web", runs(1)).await;
+    crash();
+    becomes(&server, "web", |view| view.record.restart.blocked.is_some()).await;
+    let web = client.instance("web").await.expect("there");
+    let status = web.restart_status.expect("a status");
+    assert_eq!((status.attempts, status.blocked_reason), (Some(1), Some(BlockedReason::MaxAttemptsExceeded)));
+    let end = web.end.expect("it has ended");
+    assert_eq!((end.of, end.signal, web.exit_code), (Ended::Vmm, Some(6), Some(-1)));
+
+    let change = |restart_policy| UpdateInstance { restart_policy };
+    let same = client.update_instance("web", &change(None)).await.expect("nothing to do");
+    assert_eq!(same.restart_policy.expect("as it was").max_attempts, Some(1));
+    let never = RestartPolicy { policy: Some(RestartMode::Never), ..RestartPolicy::default() };
+    let web = client.update_instance("web", &change(Some(never))).await.expect("changed");
+    assert_eq!((web.restart_policy, web.restart_status), (None, None));
+    let always = policy(RestartMode::Always, "1h", 0);
+    let web = client.update_instance("web", &change(Some(always))).await.expect("changed");
+    assert_eq!(web.restart_policy.expect("a policy").backoff.as_deref(), Some("1h0m0s"));
+    assert_eq!(web.state, InstanceState::Stopped, "a policy boots nothing");
+
+    let wrong = client.update_instance("web", &change(Some(policy(RestartMode::Always, "soon", 0)))).await;
+    assert_eq!(kind(wrong), ErrorKind::Invalid);
+    for body in [r#"{"restart_policy":{"policy":"sometimes"}}"#, r#"{"restart_policy":{"max_attempts":-1}}"#] {
+        assert_eq!(server.send("PATCH /instances/web", body).await.status, 400, "{body}");
+    }
+    client.start("web").await.expect("started");
+    crash();
+    becomes(&server, "web", |view| view.record.restart.next_attempt_at_ms.is_some()).await;
+    let web = client.stop("web").await.expect("stopped while it waits");
+    assert_eq!(web.restart_status.expect("a status").blocked_reason, Some(BlockedReason::ManualStop));
 }
 
 /// Resolves when the view says so.
