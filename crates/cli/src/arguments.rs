@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Image(image::Command),
 
     /// Boot a new instance of an image
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// List instances
     #[command(visible_alias = "ls")]
     Ps(ps::Arguments),

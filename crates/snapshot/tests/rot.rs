@@ -120,7 +120,7 @@ fn every_damage_to_every_file_is_found_and_named() {
             let mark = damage(dir.path(), &sample::id(1)).expect("readable").expect("marked");
             assert_eq!(mark.file, file, "{what}");
             if path.is_dir() {
-                fs::remove_dir(&path).expect("removes")
+                fs::remove_dir(&path).expect("removes");
             }
             fs::rename(&aside, &path).expect("puts back");
             let error = open(dir.path(), &sample::id(1)).expect_err("nobody has verified it");

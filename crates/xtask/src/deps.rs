@@ -231,7 +231,10 @@ mod tests {
     #[test]
     fn every_other_arrow_is_named_with_what_is_allowed() {
         let cases = [
-            (package("hearth-model", &[("tokio", None)]), "model: depends on tokio, but may use std, serde, thiserror"),
+            (
+                package("hearth-model", &[("tokio", None)]),
+                "model: depends on tokio, but may use std, ipnet, serde, thiserror",
+            ),
             (package("hearth-disk", &[("hearth-image", None)]), "disk: depends on image, but may use model"),
             (
                 package("hearth-vmm", &[("hearth-kernel", Some("dev"))]),

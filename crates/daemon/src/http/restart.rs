@@ -151,10 +151,10 @@ mod tests {
             stable_after: Some("1m".into()),
             ..of(Some(RestartMode::OnFailure))
         };
-        let parsed = asked(Some(full)).ok().expect("valid");
+        let parsed = asked(Some(full)).expect("valid");
         assert_eq!((parsed.on, parsed.max_attempts), (RestartOn::Failure, 3));
         assert_eq!((parsed.backoff, parsed.stable_after), (Duration::from_millis(250), Duration::from_secs(60)));
-        assert_eq!(asked(Some(of(Some(RestartMode::Always)))).ok().expect("valid").backoff, DEFAULT_BACKOFF);
+        assert_eq!(asked(Some(of(Some(RestartMode::Always)))).expect("valid").backoff, DEFAULT_BACKOFF);
         for wrong in ["soon", "0s", "-1s", "1ns"] {
             let with = RestartPolicy { backoff: Some(wrong.into()), ..of(Some(RestartMode::Always)) };
             let error = asked(Some(with)).expect_err(wrong).error;
