@@ -1,5 +1,7 @@
 //! An instance that ends by itself boots again, as its policy says.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -33,13 +35,14 @@ fn a_program_that_fails_twice_is_booted_until_it_stays() {
             Ok(status.attempts == Some(2) && vm.info().await?.state == InstanceState::Running)
         })
         .await?;
-        assert_eq!(vm.sh("wc -l < /tries").await?, "3");
+        // Its VMM is about to be killed: what is only in the guest's memory would be lost.
+        assert_eq!(vm.sh("sync; wc -l < /tries").await?, "3");
         let shown = host.hearth(&["inspect", "stubborn"])?.ok()?;
         ensure!(shown.contains("on_failure, at most 3 times, after 200ms"), "{shown}");
 
         // It goes on from there under another daemon, which counts on.
-        host.end_daemon()?;
         let pid = vm.vmm_pid().await?.context("a VMM")?;
+        host.end_daemon()?;
         let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
         ensure!(killed.success(), "kill {pid}");
         host.start_daemon()?;
@@ -73,6 +76,42 @@ fn a_vmm_s_end_is_noticed_at_once_with_what_was_last_on_the_console() {
         let end = vm.info().await?.end.context("how it ended")?;
         assert_eq!((end.of, end.signal, end.out_of_memory), (Ended::Vmm, Some(9), false));
         ensure!(end.console.iter().any(|line| line.contains("counter ready")), "{end:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_daemon_that_is_told_to_stops_its_instances_at_its_end() {
+    story(async |host| {
+        let vm = host
+            .boot_with("web", |request| {
+                let always = RestartPolicy { policy: Some(RestartMode::Always), ..RestartPolicy::default() };
+                request.restart_policy = Some(always);
+            })
+            .await?;
+        let asleep = host.boot("asleep").await?;
+        let count = asleep.count(3).await?;
+        asleep.standby().await?;
+        host.end_daemon()?;
+        assert_eq!(host.traces().processes.len(), 1, "it runs on");
+
+        let data = host.data().display().to_string();
+        let serve = ["serve", "--data-dir", &data, "--listen", "127.0.0.1:0", "--stop-instances"];
+        let mut daemon = host.hearth_command(&serve).stderr(Stdio::piped()).spawn()?;
+        let mut told = BufReader::new(daemon.stderr.take().context("its stderr")?).lines();
+        told.by_ref().find(|line| line.as_ref().is_ok_and(|line| line.contains("ready on"))).context("it serves")??;
+        let asked = std::process::Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status()?;
+        ensure!(asked.success(), "kill {}", daemon.id());
+        let told: Vec<_> = told.collect::<Result<_, _>>()?;
+        ensure!(daemon.wait()?.success(), "{told:#?}");
+        assert_eq!(host.traces().processes.len(), 0, "{told:#?}");
+
+        host.start_daemon()?;
+        vm.is(InstanceState::Stopped).await?;
+        let status = vm.info().await?.restart_status.context("a status")?;
+        assert_eq!(status.blocked_reason, Some(BlockedReason::ManualStop));
+        asleep.restore().await?;
+        assert_eq!(asleep.count(0).await?, count);
         Ok(())
     });
 }
