@@ -5,7 +5,7 @@
 //! found to be well again loses its mark. No bundle is pinned meanwhile: a reader that takes
 //! minutes must not hold up who removes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hearth_model::{ErrorKind, Kind as _, SnapshotId};
 use tokio::sync::oneshot;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::error::OpError;
 use crate::metrics::{Metrics, Verdict};
@@ -22,8 +22,8 @@ use crate::metrics::{Metrics, Verdict};
 const NICE: i32 = 19;
 /// After a bundle that nobody asked for, the disk is left alone for so many times what it took.
 const REST: u32 = 9;
-/// It is looked for bundles that are due at least so often.
-const LOOK: Duration = Duration::from_secs(3600);
+/// It is looked for bundles that are due, and for those that are gone, at least so often.
+const LOOK: Duration = Duration::from_secs(600);
 
 /// The way to the thread. It ends when the last of these is dropped.
 #[derive(Debug, Clone)]
@@ -84,6 +84,13 @@ impl Damaged {
         };
         self.metrics.damaged(ids.len());
     }
+
+    /// Forgets those that were removed without anybody telling.
+    fn keep_what_is_in(&self, snapshots: &Path) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.retain(|id| snapshots.join(id.as_str()).exists());
+        self.metrics.damaged(ids.len());
+    }
 }
 
 struct Thread {
@@ -103,24 +110,29 @@ impl Thread {
                 self.damaged.set(&snapshot, true);
             }
         }
-        let mut rest = Duration::ZERO;
+        let mut resting_until = Instant::now();
+        // What cannot be read, or cannot be written to, keeps no time of its own.
+        let mut tried = BTreeMap::new();
         loop {
-            let next = self.next_due();
-            let wait = next.as_ref().map_or(LOOK, |(_, due)| (*due).max(rest).min(LOOK));
+            self.damaged.keep_what_is_in(&self.snapshots);
+            let next = self.next_due(&mut tried);
+            let rest = resting_until.saturating_duration_since(Instant::now());
+            let wait = next.as_ref().map_or(LOOK, |(_, due)| (*due).max(rest)).min(LOOK);
             match waiting.recv_timeout(wait) {
                 Ok(Asked { answer, .. }) if answer.is_closed() => {}
                 Ok(Asked { snapshot, answer }) => {
-                    // Who asked may have hung up while it was read; the mark is there all the same.
-                    drop(answer.send(self.verify(&snapshot)));
+                    // Who gets the answer logs it; who asked may have hung up meanwhile.
+                    if let Err(unheard) = answer.send(self.verify(&snapshot)) {
+                        log(&snapshot, &unheard);
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    rest = Duration::ZERO;
-                    if let Some((snapshot, due)) = next
-                        && due <= wait
-                    {
+                    let Some((snapshot, due)) = next else { continue };
+                    if due.max(rest) <= wait {
                         let began = Instant::now();
-                        drop(self.verify(&snapshot));
-                        rest = began.elapsed() * REST;
+                        log(&snapshot, &self.verify(&snapshot));
+                        resting_until = Instant::now() + began.elapsed() * REST;
+                        tried.insert(snapshot, Instant::now());
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -128,10 +140,15 @@ impl Thread {
         }
     }
 
-    /// The bundle that was not looked at for longest, and how long it may still wait.
-    fn next_due(&self) -> Option<(SnapshotId, Duration)> {
+    /// The bundle that is due first, and how long it may still wait.
+    fn next_due(&self, tried: &mut BTreeMap<SnapshotId, Instant>) -> Option<(SnapshotId, Duration)> {
         let interval = self.interval?;
-        let due = |id: SnapshotId| Some((hearth_snapshot::due(&self.snapshots, &id, interval)?, id));
+        tried.retain(|id, at| at.elapsed() < interval && self.snapshots.join(id.as_str()).exists());
+        let due = |id: SnapshotId| {
+            let due = hearth_snapshot::due(&self.snapshots, &id, interval)?;
+            let again = tried.get(&id).map(|at| interval.saturating_sub(at.elapsed()));
+            Some((due.max(again.unwrap_or_default()), id))
+        };
         let (due, id) = bundles(&self.snapshots).filter_map(due).min()?;
         Some((id, due))
     }
@@ -148,24 +165,30 @@ impl Thread {
         };
         verdict.into_iter().for_each(|verdict| self.damaged.metrics.verified(verdict));
         let checked = checked.map_err(|error| OpError::from(error).about("snapshot", snapshot.as_str()));
-        match (&checked, verdict) {
-            (Ok(_), _) => {
-                let marked = self.damaged.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(snapshot);
-                self.damaged.set(snapshot, false);
-                if marked {
-                    info!(%snapshot, "the snapshot is what it was again");
-                } else {
-                    debug!(%snapshot, "the snapshot is what it was");
-                }
-            }
-            (Err(error), Some(Verdict::Corrupt)) => {
+        match verdict {
+            Some(Verdict::Ok) => self.damaged.set(snapshot, false),
+            Some(Verdict::Corrupt) => {
                 self.damaged.set(snapshot, true);
-                error!(%snapshot, %error, "the snapshot is damaged; it is not loaded until it is verified again");
+                // Who removed it since has said so before it was set.
+                self.damaged.keep_what_is_in(&self.snapshots);
             }
-            (Err(error), Some(_)) => warn!(%snapshot, %error, "the snapshot could not be verified"),
-            (Err(error), None) => debug!(%snapshot, %error, "the snapshot was not verified"),
+            Some(Verdict::Error) | None => {}
         }
         checked
+    }
+}
+
+/// Says what came of a bundle that nobody waits for.
+fn log(snapshot: &SnapshotId, checked: &Result<u64, OpError>) {
+    match checked {
+        Ok(bytes) => debug!(%snapshot, bytes, "the snapshot is what it was"),
+        Err(error) if error.kind == ErrorKind::Corrupt => {
+            error!(%snapshot, %error, "the snapshot is damaged; it is not loaded until it is verified again");
+        }
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::WrongState) => {
+            debug!(%snapshot, %error, "the snapshot was not verified");
+        }
+        Err(error) => warn!(%snapshot, %error, "the snapshot could not be verified"),
     }
 }
 

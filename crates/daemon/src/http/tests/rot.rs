@@ -219,6 +219,29 @@ async fn the_scrub_finds_what_nobody_asked_for_and_a_mark_survives_the_daemon() 
     eventually(|| text(&later).lines().any(|line| line == wanted[2]), || text(&later)).await;
 }
 
+#[tokio::test]
+async fn one_bundle_that_cannot_be_marked_does_not_keep_the_scrub_from_the_others() {
+    let server = Server::new().await;
+    server.create("web").await;
+    let mut taken = [taken(&server, "one").await.1, taken(&server, "two").await.1];
+    taken.sort();
+    for dir in &taken {
+        let settled = OpenOptions::new().append(true).open(dir.join("settled.json")).expect("opens");
+        settled.set_modified(SystemTime::now() - Duration::from_secs(7200)).expect("ages");
+    }
+    // The first in order; the mark's file cannot be made.
+    flip(&taken[0].join("vmstate"));
+    fs::create_dir(taken[0].join(".damaged.json")).expect("made");
+
+    let metrics = Arc::new(Metrics::new([]));
+    let snapshots = server.world.host.data.snapshots();
+    let _scrubber = Scrubber::start(snapshots, Some(Duration::from_secs(3600)), Arc::clone(&metrics)).expect("starts");
+    let text = || metrics.text(Format::Plain, &[], &[], hearth_model::load::ResumeOnLoad::On);
+    let has = |line: &str| text().lines().any(|found| found == line);
+    eventually(|| has("hearth_snapshot_verifications_total{result=\"ok\"} 1"), text).await;
+    assert!(has("hearth_snapshot_verifications_total{result=\"corrupt\"} 1"), "once: {}", text());
+}
+
 /// The scrub rests after each bundle for nine times as long as it took: on a busy host some seconds.
 async fn eventually(mut is: impl FnMut() -> bool, told: impl FnOnce() -> String) {
     for _ in 0..6000 {
