@@ -1,10 +1,13 @@
 //! Snapshots: a state that stays, whatever becomes of the instance that it was of.
 
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
 use anyhow::ensure;
 use hearth_api::Tags;
 use hearth_api::instances::InstanceState;
 use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, SnapshotKind};
-use hearth_e2e::{refused, story};
+use hearth_e2e::{eventually, refused, story};
 
 #[test]
 fn a_snapshot_is_made_listed_and_removed() {
@@ -138,6 +141,46 @@ fn a_bundle_that_was_damaged_is_not_loaded() {
             shorter.set_len(size)?;
         }
         vm.count(1).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flipped_bit_in_memory_is_found_by_verify() {
+    story(async |host| {
+        host.expect_log("operation failed");
+        host.expect_log("request failed");
+        let vm = host.boot("web").await?;
+        vm.count(5).await?;
+        let snapshot = vm.snapshot("one").await?;
+        let bundle = host.data().join("snapshots").join(&snapshot.id);
+        eventually("the snapshot has its checksums", async || Ok(bundle.join("settled.json").exists())).await?;
+        host.client().verify_snapshot("one").await?;
+
+        // In the kernel, which is never a hole; nothing that is checked at a load changes.
+        let flip = |path: &Path| -> std::io::Result<()> {
+            let memory = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+            let mut byte = [0];
+            memory.read_exact_at(&mut byte, 20 << 20)?;
+            memory.write_all_at(&[byte[0] ^ 1], 20 << 20)
+        };
+        flip(&bundle.join("memory"))?;
+        let remedy = format!("put memory back from a backup and run `hearth snapshot verify {}`", snapshot.id);
+        refused(host.client().verify_snapshot("one").await)
+            .is(500, "corrupt")
+            .says("memory of snapshot")
+            .advises(&remedy);
+        let fork = ForkSnapshot { name: "fork".into(), ..ForkSnapshot::default() };
+        refused(host.client().fork_snapshot("one", &fork).await)
+            .is(500, "corrupt")
+            .says("memory of snapshot")
+            .advises(&remedy);
+        assert_eq!((host.instances().await?.len(), host.traces().processes.len()), (1, 1));
+
+        flip(&bundle.join("memory"))?;
+        host.client().verify_snapshot("one").await?;
+        let fork = host.fork_snapshot("one", "fork", 1).await?.remove(0);
+        assert_eq!((fork.count(1).await?.count, vm.count(1).await?.count), (6, 6));
         Ok(())
     });
 }
