@@ -2,6 +2,7 @@
 
 OURS = {
     "Instance": {"busy", "end", "forked_from", "generation"},
+    "Network": {"allow", "outbound", "ports"},
     "InstanceStats": {"memory_private_bytes"},
     "Image": {"user"},
     "Snapshot": {"memory_bytes", "base"},

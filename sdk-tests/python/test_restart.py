@@ -7,7 +7,7 @@ from hypeman.types import RestartPolicy, RestartStatus
 from ours import checked
 
 # Fails twice, then stays: what it has written is on its disk, which it keeps.
-TWICE = ["sh", "-c", "echo x >> /tries; [ $(wc -l < /tries) -gt 2 ] || { echo not yet; exit 1; }; exec sleep infinity"]
+TWICE = ["sh", "-c", "for try in /one /two; do [ -e $try ] || { > $try; exit 1; }; done; exec /bin/counter"]
 FAILS = ["sh", "-c", "exit 3"]
 EVERY = {"policy": "on_failure", "backoff": "100ms"}
 
@@ -21,8 +21,8 @@ def eventually(look):
     return found
 
 
-def test_restarted_until_it_stays(client, boot):
-    boot("web", cmd=TWICE, restart_policy={**EVERY, "max_attempts": 5, "stable_after": "1h"})
+def test_restarted_until_it_stays(client, boot, hearth):
+    boot("web", entrypoint=TWICE, restart_policy={**EVERY, "max_attempts": 5, "stable_after": "1h"})
 
     def third():
         seen = checked(client.instances.get("web"))
@@ -36,6 +36,8 @@ def test_restarted_until_it_stays(client, boot):
     status = seen.restart_status
     assert status.last_attempt_at is not None and status.next_attempt_at is None and status.blocked_reason is None
 
+    hearth("exec", "web", "--", "sh", "-c", "[ -e /one ] && [ -e /two ]")
+    assert client.instances.get("web").state == "Running"
     stopped = checked(client.instances.stop("web"))
     assert stopped.restart_status.blocked_reason == "manual_stop"
     time.sleep(0.5)
@@ -43,7 +45,7 @@ def test_restarted_until_it_stays(client, boot):
 
 
 def test_given_up_and_another_policy(client, boot):
-    boot("web", cmd=FAILS, restart_policy={**EVERY, "max_attempts": 1})
+    boot("web", entrypoint=FAILS, restart_policy={**EVERY, "max_attempts": 1})
 
     def given_up():
         seen = checked(client.instances.get("web"))
