@@ -52,9 +52,14 @@ fn fake_host(guests: Guests, mute: Arc<AtomicBool>, manners: Arc<Mutex<Manners>>
             version.into_iter().for_each(|version| guest.set_version(version));
             drop(guest.serve(stream));
             tokio::spawn(async move {
+                // As the real agent does: the host is to know of the program's end before the VMM's.
+                let mut patience = 200_u32;
                 while host.alive().iter().any(|alive| alive.pid == seat.pid) {
-                    if guest.has_ended() {
+                    if guest.has_ended() && (guest.exit_was_seen() || patience == 0) {
                         host.end(&seat.dir, Ended::Code(0));
+                    }
+                    if guest.has_ended() {
+                        patience = patience.saturating_sub(1);
                     }
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
