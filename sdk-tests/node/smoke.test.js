@@ -26,7 +26,7 @@ function missing() {
 async function serve(hearth, directory) {
   const daemon = spawn(hearth, ['serve', '--data-dir', path.join(directory, 'data'), '--listen', '127.0.0.1:0'], {
     cwd: directory,
-    env: { ...process.env, HEARTH_KERNEL_DIR: path.resolve(process.env.HEARTH_TEST_KERNEL_DIR) },
+    env: { ...process.env, HEARTH_KERNEL_DIR: path.resolve(process.env.HEARTH_TEST_KERNEL_DIR), HEARTH_NETWORK_CIDR: '10.110.2.0/24' },
     stdio: ['ignore', 'ignore', 'pipe'],
   });
   const ended = new Promise((resolve) => daemon.on('exit', resolve));

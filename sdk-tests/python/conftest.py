@@ -49,6 +49,8 @@ class Hearth:
         env = {
             "HEARTH_KERNEL_DIR": os.path.abspath(os.environ["HEARTH_TEST_KERNEL_DIR"]),
             "HEARTH_LOG_FORMAT": "json",
+            # Not the range of a daemon that may run on this host already.
+            "HEARTH_NETWORK_CIDR": "10.110.1.0/24",
         }
         self.process = subprocess.Popen(
             [self.binary, "serve", "--data-dir", str(self.data), "--listen", "127.0.0.1:0"],

@@ -156,6 +156,19 @@ def test_a_program_that_ends(client, boot):
     assert ended.exit_message
 
 
+def test_an_address_and_limits_of_its_own(client, boot):
+    limits = {"bandwidth_download": "100Mbps", "bandwidth_upload": "1MB/s"}
+    made = checked(boot("net", network=limits))
+    assert made.network.enabled and made.network.name == "default"
+    assert (made.network.bandwidth_download, made.network.bandwidth_upload) == ("100Mbps", "8Mbps")
+    assert made.network.ip.startswith("10.110.1.") and made.network.mac
+    fork = checked(client.instances.fork("net", name="twin", from_running=True))
+    assert fork.network.ip.startswith("10.110.1.") and fork.network.ip != made.network.ip
+    assert (fork.network.mac, fork.network.bandwidth_upload) == (made.network.mac, "8Mbps")
+    for name in ("net", "twin"):
+        client.instances.delete(name)
+
+
 def test_the_standard_board(client, boot, count):
     made = boot("board", hypervisor="qemu", overlay_size="1GB", network={"enabled": False})
     assert (made.hypervisor, made.overlay_size) == ("qemu", "1 GB")
