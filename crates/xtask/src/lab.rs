@@ -27,7 +27,7 @@ use crate::ci::skips::Skips;
 use crate::ci::steps::Outcome;
 use crate::interrupt::Interrupt;
 use crate::lab::images::Images;
-use crate::lab::machine::Job;
+use crate::lab::machine::{Ended, Job};
 use crate::lab::report::Report;
 use crate::lab::stories::Story;
 use crate::setup;
@@ -129,22 +129,35 @@ impl Lab {
 
     fn tell(&self, stories: &[&Story], times: u32) -> Result<()> {
         let mut report = Report::new(stories, times);
-        let script = stories::script(stories, times);
-        let limit = START_LIMIT + stories.iter().map(|story| story.limit()).sum::<Duration>() * times;
-        let ended =
-            machine::run(&self.images, &self.place, &Job { script, terminal: false, limit }, |line| report.look(line));
+        let all = stories.repeat(usize::try_from(times).unwrap_or(usize::MAX));
+        let mut ended = self.tell_these(&all, &mut report);
+        if matches!(ended, Ok(Ended::Hung)) {
+            // A translated kernel stands still now and then, whatever runs on it.
+            println!("HUNG: the lab's host stood still; it is started once more for the stories that are left");
+            ended = self.tell_these(&all[report.ended()..], &mut report);
+        }
         print!("{report}");
-        match ended.and_then(|status| report.verdict(status)) {
+        let told = ended.and_then(|ended| match ended {
+            Ended::Done(status) => report.verdict(status),
+            Ended::Hung => bail!("the lab's host stood still a second time"),
+        });
+        match told {
             Ok(()) => Ok(()),
             Err(error) => Err(error.context(format!("the lab's logs are in {}", self.logs().display()))),
         }
     }
 
+    fn tell_these(&self, stories: &[&Story], report: &mut Report) -> Result<Ended> {
+        let limit = START_LIMIT + stories.iter().map(|story| story.limit()).sum::<Duration>();
+        let job = Job { script: stories::script(stories), terminal: false, limit, silence: Some(START_LIMIT) };
+        machine::run(&self.images, &self.place, &job, |line| report.look(line))
+    }
+
     fn command(&self, command: &[String]) -> Result<()> {
         let script = format!("{}exec {}\n", stories::ENVIRONMENT, quoted(command));
-        let job = Job { script, terminal: false, limit: START_LIMIT + COMMAND_LIMIT };
-        let status = machine::run(&self.images, &self.place, &job, |line| Some(line.to_owned()))?;
-        ensure!(status == 0, "`{}` ended with {status}", command.join(" "));
+        let job = Job { script, terminal: false, limit: START_LIMIT + COMMAND_LIMIT, silence: None };
+        let ended = machine::run(&self.images, &self.place, &job, |line| Some(line.to_owned()))?;
+        ensure!(ended == Ended::Done(0), "`{}`: {ended:?}", command.join(" "));
         Ok(())
     }
 
@@ -158,7 +171,7 @@ impl Lab {
             quoted(&[env::var("TERM").unwrap_or_else(|_| "linux".into())]),
             stories::ENVIRONMENT,
         );
-        let job = Job { script, terminal: true, limit: Duration::MAX };
+        let job = Job { script, terminal: true, limit: Duration::MAX, silence: None };
         machine::run(&self.images, &self.place, &job, |_| None).map(drop)
     }
 }

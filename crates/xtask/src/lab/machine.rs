@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -31,27 +31,41 @@ pub struct Job {
     pub terminal: bool,
     /// After this the host is ended.
     pub limit: Duration,
+    /// A job that prints now and then whatever happens: after so long without a word, its host has
+    /// hung.
+    pub silence: Option<Duration>,
 }
 
-/// Starts the host, and waits until its job is done: the job's exit status. What `show` makes of a
-/// line is printed.
-pub fn run(images: &Images, place: &Path, job: &Job, mut show: impl FnMut(&str) -> Option<String>) -> Result<i32> {
+/// How a host came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Its job is done, with this exit status.
+    Done(i32),
+    /// It said nothing any more: its kernel stands still, as a translated one does now and then.
+    Hung,
+}
+
+/// Starts the host, and waits until its job is done. What `show` makes of a line is printed.
+pub fn run(images: &Images, place: &Path, job: &Job, mut show: impl FnMut(&str) -> Option<String>) -> Result<Ended> {
     let files = Files::prepare(place, job)?;
     let mut command = qemu(images, &files, job.terminal);
     let began = Instant::now();
     let mut child = command.spawn().with_context(|| format!("start `{}`", process::line(&command)))?;
-    let watchdog = watchdog(&child, job.limit);
+    let (watchdog, watched) = watchdog(&child, job.limit, job.silence);
     if let Some(printed) = child.stdout.take() {
-        copy_lines(printed, &files.logs.join("output.log"), &mut show)?;
+        copy_lines(printed, &files.logs.join("output.log"), &watchdog, &mut show)?;
     }
     let ended = child.wait().context("wait for QEMU")?;
-    // It may have ended already.
-    watchdog.send(()).ok();
+    drop(watchdog);
+    let hung = watched.join().unwrap_or(false);
     unpack(&files)?;
     fs::remove_file(&files.data).with_context(|| format!("remove {}", files.data.display()))?;
+    if hung {
+        return Ok(Ended::Hung);
+    }
     let told = fs::read_to_string(&files.status).with_context(|| format!("read {}", files.status.display()))?;
     match told.trim().parse() {
-        Ok(status) => Ok(status),
+        Ok(status) => Ok(Ended::Done(status)),
         Err(_) => {
             let said = fs::read_to_string(&files.console).unwrap_or_default();
             let lines: Vec<&str> = said.lines().collect();
@@ -170,23 +184,44 @@ fn tsc_khz() -> u64 {
     whole.parse().unwrap_or(2000) * 1000 + fraction.get(..3).and_then(|khz| khz.parse::<u64>().ok()).unwrap_or(0)
 }
 
-/// Ends QEMU when the limit is over, unless it is told before that there is no need.
-fn watchdog(child: &Child, limit: Duration) -> mpsc::Sender<()> {
-    let (sender, over) = mpsc::channel();
-    let pid = Pid::from_child(child);
-    thread::spawn(move || {
-        if over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("the lab did not end within {} s: ending it", limit.as_secs());
-            kill_process(pid, Signal::KILL).ok();
+/// Ends QEMU when the limit is over, or when nothing was heard of it for too long; until the sender,
+/// which is told of each line, is dropped. Whether the host has hung.
+fn watchdog(child: &Child, limit: Duration, silence: Option<Duration>) -> (mpsc::Sender<()>, JoinHandle<bool>) {
+    let (sender, heard) = mpsc::channel();
+    let (pid, began) = (Pid::from_child(child), Instant::now());
+    let watching = thread::spawn(move || {
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            let wait = silence.unwrap_or(Duration::MAX).min(left);
+            match heard.recv_timeout(wait) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => {
+                    let hung = wait < left;
+                    match hung {
+                        true => eprintln!("the lab's host has not said a word for {} s: ending it", wait.as_secs()),
+                        false => eprintln!("the lab did not end within {} s: ending it", limit.as_secs()),
+                    }
+                    kill_process(pid, Signal::KILL).ok();
+                    return hung;
+                }
+            }
         }
     });
-    sender
+    (sender, watching)
 }
 
-fn copy_lines(printed: ChildStdout, log: &Path, show: &mut impl FnMut(&str) -> Option<String>) -> Result<()> {
+fn copy_lines(
+    printed: ChildStdout,
+    log: &Path,
+    heard: &mpsc::Sender<()>,
+    show: &mut impl FnMut(&str) -> Option<String>,
+) -> Result<()> {
     let mut log = File::create(log).with_context(|| format!("make {}", log.display()))?;
     for bytes in BufReader::new(printed).split(b'\n') {
         let bytes = bytes.context("read what the lab's host prints")?;
+        // Nobody listens when QEMU is being ended.
+        heard.send(()).ok();
         let line = String::from_utf8_lossy(&bytes);
         writeln!(log, "{}", line.trim_end()).context("write output.log")?;
         if let Some(shown) = show(line.trim_end()) {
@@ -212,7 +247,7 @@ mod tests {
     #[test]
     fn the_job_fills_whole_sectors_and_the_last_run_is_forgotten() {
         let place = tempfile::tempdir().expect("a directory");
-        let job = |script: &str| Job { script: script.into(), terminal: false, limit: Duration::MAX };
+        let job = |script: &str| Job { script: script.into(), terminal: false, limit: Duration::MAX, silence: None };
         let files = Files::prepare(place.path(), &job("true")).expect("made");
         assert_eq!(fs::metadata(&files.job).expect("there").len(), 512);
         fs::write(&files.status, "0").expect("written");

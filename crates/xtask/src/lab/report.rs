@@ -50,6 +50,10 @@ impl Report {
 
     /// Takes a line that the lab's host printed; what to show of it.
     pub fn look(&mut self, line: &str) -> Option<String> {
+        if let Some((before, after)) = line.split_once(stories::ALIVE) {
+            let rest = format!("{before}{after}");
+            return if rest.is_empty() { None } else { self.look(&rest) };
+        }
         match stories::mark(line) {
             Some(Mark::Begin(name)) => {
                 let up = *self.up_after.get_or_insert_with(|| self.started.elapsed());
@@ -91,6 +95,11 @@ impl Report {
             row.failed.extend(reason);
         }
         format!("    {word}, {}", seconds(took))
+    }
+
+    /// How many stories were told to the end.
+    pub fn ended(&self) -> usize {
+        self.ended
     }
 
     /// Fails unless every story was told as often as it should, and well.
@@ -158,6 +167,13 @@ mod tests {
         let error = after(&one).verdict(0).expect_err("one was not told");
         assert!(error.to_string().contains("only 1 of 2"), "{error}");
         assert!(after(&one).to_string().contains("a::two  NOT TOLD"), "{}", after(&one));
+    }
+
+    #[test]
+    fn that_the_host_lives_is_not_shown() {
+        let mut report = after(&["@lab begin a::one"]);
+        assert_eq!(report.look("@lab alive"), None);
+        assert_eq!(report.look("test a::one ... @lab alive").as_deref(), Some("    test a::one ... "));
     }
 
     #[test]

@@ -85,6 +85,8 @@ export HEARTH_AGENT=/lab/bin/hearth-agent HEARTH_TEST_EVIDENCE_DIR=/lab/logs RUS
 
 const BEGIN: &str = "@lab begin";
 const END: &str = "@lab end";
+/// May stand anywhere in what a story prints.
+pub const ALIVE: &str = "@lab alive";
 
 /// A line that the script prints beside what stories say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +119,12 @@ fn names() -> Vec<&'static str> {
     ALL.iter().map(|story| story.name).collect()
 }
 
-/// What the lab's host runs. A story that hangs is ended, and with it what it has left running.
-pub fn script(stories: &[&Story], times: u32) -> String {
+/// What the lab's host runs: these stories, in this order. A story that hangs is ended, and with it
+/// what it has left running. Every few seconds it says that the host lives.
+pub fn script(stories: &[&Story]) -> String {
     let mut script = ENVIRONMENT.to_owned();
     script += "\
+(while sleep 5; do echo '@lab alive'; done) &
 told() {
     echo \"@lab begin $2\"
     timeout --kill-after=10 \"$3\" \"/lab/bin/$1\" --exact --nocapture --test-threads 1 \"$2\"
@@ -130,10 +134,8 @@ told() {
     echo \"@lab end $2 $status\"
 }
 ";
-    for _ in 0..times {
-        for story in stories {
-            script += &format!("told {} {} {}\n", story.program, story.name, story.limit().as_secs());
-        }
+    for story in stories {
+        script += &format!("told {} {} {}\n", story.program, story.name, story.limit().as_secs());
     }
     script
 }
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn the_script_marks_each_story() {
         let chosen = matching(&["ten_forks".to_owned()]).expect("there is one");
-        let script = script(&chosen, 3);
+        let script = script(&chosen.repeat(3));
         assert_eq!(script.matches("told stories fork::ten_forks_share_a_past_and_no_future 900\n").count(), 3);
         assert_eq!(mark("@lab begin a::b"), Some(Mark::Begin("a::b")));
         assert_eq!(mark("@lab end a::b 101"), Some(Mark::End("a::b", 101)));
