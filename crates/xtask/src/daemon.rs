@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the daemon says when it is ready, before its address.
 const READY: &str = "ready on ";
+
+/// Addresses for another daemon's instances: two of ours may run at once, beside the host's own.
+fn range() -> String {
+    static STARTED: AtomicU8 = AtomicU8::new(0);
+    format!("10.109.{}.0/20", STARTED.fetch_add(1, Ordering::Relaxed) % 16 * 16)
+}
 
 /// A running daemon.
 #[derive(Debug)]
@@ -46,6 +53,7 @@ impl Daemon {
         let mut child = plain(hearth)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&data)
+            .env("HEARTH_NETWORK_CIDR", range())
             .envs(settings.iter().map(|(key, value)| (key, value)))
             // So that whoever looks for what sits in the directory finds it, too.
             .current_dir(&data)
