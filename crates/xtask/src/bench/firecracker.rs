@@ -43,6 +43,8 @@ struct Setting<'a> {
     hearth: &'a Path,
     program: PathBuf,
     kernel: PathBuf,
+    /// Whether floors run at the same time: then guests have no network.
+    side_by_side: bool,
 }
 
 /// Takes the measurements that are asked for; Firecracker's version, and how vCPUs are executed.
@@ -60,7 +62,7 @@ pub fn measure(
     let version = process::stdout_of(Command::new(&program).arg("--version"))
         .context("there is no Firecracker: put one on PATH or name it in HEARTH_FIRECRACKER")?;
     let version = version.lines().next().unwrap_or_default().replace(" v", " ");
-    let setting = Setting { workspace, hearth, program, kernel };
+    let setting = Setting { workspace, hearth, program, kernel, side_by_side: often.concurrency > 1 };
 
     let wanted = |one| what == What::All || what == one;
     let plain = setting.ground("bench", FileSystem::Plain, "256MB", &[])?;
@@ -113,6 +115,7 @@ impl Setting<'_> {
         ];
         settings.extend(more.iter().map(|(name, value)| (*name, (*value).into())));
         let backend = BACKEND.to_owned();
-        Ground::new(self.workspace, self.hearth, Wanted { name, on, backend, settings, size, agent: false })
+        let wanted = Wanted { name, on, backend, settings, size, agent: false };
+        Ground::new(self.workspace, self.hearth, if self.side_by_side { wanted.without_slots() } else { wanted })
     }
 }

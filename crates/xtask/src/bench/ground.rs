@@ -76,6 +76,13 @@ impl Wanted {
     /// Guests of 256 MB with an agent.
     pub fn usual(on: FileSystem, backend: &str) -> Self {
         Self { name: "bench", on, backend: backend.to_owned(), settings: Vec::new(), size: "256MB", agent: true }
+            .without_slots()
+    }
+
+    /// Floors run side by side in this process's own network namespace, where a tap has one user.
+    pub fn without_slots(mut self) -> Self {
+        self.settings.push(("HEARTH_NETWORK_MODE", "user".into()));
+        self
     }
 }
 
