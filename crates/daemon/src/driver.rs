@@ -174,7 +174,7 @@ impl Driver {
         let (timeline, leaks) = match steps {
             Some(mut steps) => {
                 let leaks = std::mem::take(&mut steps.leaks);
-                (Some(steps.timeline(&self.record.id, now_ms(), result.as_ref().err())), leaks)
+                (Some(steps.timeline(&self.record.id, result.as_ref().err())), leaks)
             }
             None => (None, Vec::new()),
         };

@@ -30,6 +30,8 @@ type Undo = Pin<Box<dyn Future<Output = Result<(), OpError>> + Send>>;
 pub(crate) struct Run {
     op: Op,
     began: Instant,
+    /// The same by the wall clock: an operation's end is looked at later than it ends.
+    began_at_ms: i64,
     steps: Vec<StepTime>,
     undos: Vec<(&'static str, Undo)>,
     leaks: Vec<String>,
@@ -51,6 +53,7 @@ impl Run {
         Self {
             op,
             began: Instant::now(),
+            began_at_ms: crate::clock::now_ms(),
             steps: Vec::new(),
             undos: Vec::new(),
             leaks: Vec::new(),
@@ -181,7 +184,8 @@ impl Run {
                 Err(error)
             }
         };
-        let steps = Steps { op: self.op, took: self.began.elapsed(), steps: self.steps, leaks: self.leaks };
+        let (op, began_at_ms, took) = (self.op, self.began_at_ms, self.began.elapsed());
+        let steps = Steps { op, began_at_ms, took, steps: self.steps, leaks: self.leaks };
         (result, steps)
     }
 
@@ -232,6 +236,7 @@ async fn timed<T>(work: impl Future<Output = T>) -> Timed<T> {
 #[derive(Debug)]
 pub(crate) struct Steps {
     pub(crate) op: Op,
+    pub(crate) began_at_ms: i64,
     pub(crate) took: Duration,
     pub(crate) steps: Vec<StepTime>,
     /// What could not be finished or undone.
@@ -240,17 +245,12 @@ pub(crate) struct Steps {
 
 impl Steps {
     /// The stored form.
-    pub(crate) fn timeline(
-        self,
-        instance: &hearth_model::InstanceId,
-        ended_at_ms: i64,
-        error: Option<&OpError>,
-    ) -> TimelineRecord {
+    pub(crate) fn timeline(self, instance: &hearth_model::InstanceId, error: Option<&OpError>) -> TimelineRecord {
         let total_us = micros(self.took);
         TimelineRecord {
             op: self.op.to_string(),
             instance: instance.clone(),
-            at_ms: ended_at_ms.saturating_sub(i64::try_from(total_us / 1000).unwrap_or(i64::MAX)),
+            at_ms: self.began_at_ms,
             total_us,
             ok: error.is_none(),
             error: error.map(OpError::chain),
