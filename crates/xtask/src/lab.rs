@@ -58,6 +58,8 @@ const NO_FIRECRACKER: &str = "no Firecracker: put one on PATH or name it in HEAR
 
 /// A command on the lab's host may take this long.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
+/// How often a host that broke is started anew.
+const RESTARTS: u32 = 2;
 /// The lab's host starts within this.
 const START_LIMIT: Duration = Duration::from_secs(180);
 
@@ -131,15 +133,15 @@ impl Lab {
         let mut report = Report::new(stories, times);
         let all = stories.repeat(usize::try_from(times).unwrap_or(usize::MAX));
         let mut ended = self.tell_these(&all, &mut report);
-        if matches!(ended, Ok(Ended::Hung)) {
-            // A translated kernel stands still now and then, whatever runs on it.
-            println!("HUNG: the lab's host stood still; it is started once more for the stories that are left");
+        for _ in 0..RESTARTS {
+            let Ok(Ended::Broke(how)) = &ended else { break };
+            println!("BROKE: the lab's host: {how}\nit is started once more for the stories that are left");
             ended = self.tell_these(&all[report.ended()..], &mut report);
         }
         print!("{report}");
         let told = ended.and_then(|ended| match ended {
             Ended::Done(status) => report.verdict(status),
-            Ended::Hung => bail!("the lab's host stood still a second time"),
+            Ended::Broke(how) => bail!("the lab's host broke again: {how}"),
         });
         match told {
             Ok(()) => Ok(()),

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::debian;
@@ -37,12 +37,13 @@ pub struct Job {
 }
 
 /// How a host came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// Its job is done, with this exit status.
     Done(i32),
-    /// It said nothing any more: its kernel stands still, as a translated one does now and then.
-    Hung,
+    /// Its kernel stood still or panicked, as a translated one with guests of its own does now and
+    /// then: how that was seen.
+    Broke(String),
 }
 
 /// Starts the host, and waits until its job is done. What `show` makes of a line is printed.
@@ -61,7 +62,7 @@ pub fn run(images: &Images, place: &Path, job: &Job, mut show: impl FnMut(&str) 
     unpack(&files)?;
     fs::remove_file(&files.data).with_context(|| format!("remove {}", files.data.display()))?;
     if hung {
-        return Ok(Ended::Hung);
+        return Ok(Ended::Broke("it stood still".into()));
     }
     let told = fs::read_to_string(&files.status).with_context(|| format!("read {}", files.status.display()))?;
     match told.trim().parse() {
@@ -69,11 +70,11 @@ pub fn run(images: &Images, place: &Path, job: &Job, mut show: impl FnMut(&str) 
         Err(_) => {
             let said = fs::read_to_string(&files.console).unwrap_or_default();
             let lines: Vec<&str> = said.lines().collect();
-            bail!(
-                "the lab's host ended after {} s without a word on its job (QEMU: {ended}); its console's end:\n{}",
+            Ok(Ended::Broke(format!(
+                "it ended after {} s without a word on its job (QEMU: {ended}); its console's end:\n{}",
                 began.elapsed().as_secs(),
                 lines[lines.len().saturating_sub(20)..].join("\n")
-            )
+            )))
         }
     }
 }
