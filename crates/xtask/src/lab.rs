@@ -19,6 +19,7 @@ use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -42,6 +43,9 @@ pub struct Arguments {
     /// Tell each so many times.
     #[arg(long, value_name = "N", default_value_t = 1)]
     times: u32,
+    /// Something more in the environment of what is run there, as `HEARTH_FIRECRACKER_RESUME_ON_LOAD=0`.
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
     /// A shell on the lab's host instead of stories; ends with `exit`.
     #[arg(long, conflicts_with_all = ["stories", "times", "command"])]
     shell: bool,
@@ -58,7 +62,7 @@ const NO_FIRECRACKER: &str = "no Firecracker: put one on PATH or name it in HEAR
 
 /// A command on the lab's host may take this long.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
-/// How often a host that broke is started anew.
+/// How often a host that broke is started anew, for each time that stories are told.
 const RESTARTS: u32 = 2;
 /// The lab's host starts within this.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -71,7 +75,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     }
     let chosen = stories::matching(&arguments.stories)?;
     let firecracker = firecracker().context(NO_FIRECRACKER)?;
-    let lab = Lab::prepare(workspace, &firecracker)?;
+    let lab = Lab::prepare(workspace, &firecracker, &arguments.variables)?;
     if arguments.shell {
         ensure!(std::io::stdin().is_terminal(), "a shell needs a terminal");
         return lab.shell();
@@ -92,7 +96,7 @@ pub fn run_quick(workspace: &Workspace, skips: &mut Skips) -> Result<Outcome> {
         return Ok(Outcome::NotRun(NO_FIRECRACKER.to_owned()));
     };
     let quick: Vec<&Story> = stories::ALL.iter().filter(|story| story.quick).collect();
-    Lab::prepare(workspace, &firecracker)?.tell(&quick, 1)?;
+    Lab::prepare(workspace, &firecracker, &[])?.tell(&quick, 1)?;
     Ok(Outcome::Passed)
 }
 
@@ -109,11 +113,13 @@ fn firecracker() -> Option<PathBuf> {
 struct Lab {
     images: Images,
     place: PathBuf,
+    /// What a shell there runs before anything else.
+    environment: String,
     _lock: File,
 }
 
 impl Lab {
-    fn prepare(workspace: &Workspace, firecracker: &Path) -> Result<Self> {
+    fn prepare(workspace: &Workspace, firecracker: &Path, variables: &[(String, String)]) -> Result<Self> {
         setup::ensure_packages(&[setup::RUN, setup::MAKE_IMAGES])?;
         let kernel = workspace.target.join("hearth-kernel");
         setup::ensure_kernel(&kernel)?;
@@ -122,7 +128,9 @@ impl Lab {
         let lock = lock(&place)?;
         let programs = programs::build(workspace, firecracker)?;
         let images = Images::ensure(&place, &kernel, &programs)?;
-        Ok(Self { images, place, _lock: lock })
+        let more = variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(slice::from_ref(value))));
+        let environment = stories::ENVIRONMENT.to_owned() + &more.collect::<String>();
+        Ok(Self { images, place, environment, _lock: lock })
     }
 
     fn logs(&self) -> PathBuf {
@@ -133,7 +141,7 @@ impl Lab {
         let mut report = Report::new(stories, times);
         let all = stories.repeat(usize::try_from(times).unwrap_or(usize::MAX));
         let mut ended = self.tell_these(&all, &mut report);
-        for _ in 0..RESTARTS {
+        for _ in 0..RESTARTS.saturating_mul(times) {
             let Ok(Ended::Broke(how)) = &ended else { break };
             println!("BROKE: the lab's host: {how}\nit is started once more for the stories that are left");
             ended = self.tell_these(&all[report.ended()..], &mut report);
@@ -151,12 +159,17 @@ impl Lab {
 
     fn tell_these(&self, stories: &[&Story], report: &mut Report) -> Result<Ended> {
         let limit = START_LIMIT + stories.iter().map(|story| story.limit()).sum::<Duration>();
-        let job = Job { script: stories::script(stories), terminal: false, limit, silence: Some(START_LIMIT) };
+        let job = Job {
+            script: stories::script(&self.environment, stories),
+            terminal: false,
+            limit,
+            silence: Some(START_LIMIT),
+        };
         machine::run(&self.images, &self.place, &job, |line| report.look(line))
     }
 
     fn command(&self, command: &[String]) -> Result<()> {
-        let script = format!("{}exec {}\n", stories::ENVIRONMENT, quoted(command));
+        let script = format!("{}exec {}\n", self.environment, quoted(command));
         let job = Job { script, terminal: false, limit: START_LIMIT + COMMAND_LIMIT, silence: None };
         let ended = machine::run(&self.images, &self.place, &job, |line| Some(line.to_owned()))?;
         ensure!(ended == Ended::Done(0), "`{}`: {ended:?}", command.join(" "));
@@ -171,7 +184,7 @@ impl Lab {
             size.ws_row,
             size.ws_col,
             quoted(&[env::var("TERM").unwrap_or_else(|_| "linux".into())]),
-            stories::ENVIRONMENT,
+            self.environment,
         );
         let job = Job { script, terminal: true, limit: Duration::MAX, silence: None };
         machine::run(&self.images, &self.place, &job, |_| None).map(drop)
@@ -186,6 +199,18 @@ fn lock(place: &Path) -> Result<File> {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => bail!("another lab runs: {} is locked", path.display()),
         Err(TryLockError::Error(error)) => Err(anyhow!(error).context(format!("lock {}", path.display()))),
+    }
+}
+
+/// `NAME=VALUE`, as an option gives it.
+fn variable(given: &str) -> Result<(String, String), String> {
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    match given.split_once('=') {
+        Some((name, value)) if is_name(name) => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it wants NAME=VALUE".into()),
     }
 }
 
@@ -206,6 +231,14 @@ mod tests {
         let script = format!("printf '%s|' {}", quoted(&words));
         let output = Command::new("sh").args(["-c", &script]).output().expect("a shell");
         assert_eq!(String::from_utf8_lossy(&output.stdout), words.join("|") + "|");
+    }
+
+    #[test]
+    fn a_variable_is_a_name_and_a_value() {
+        assert_eq!(variable("A_1=b=c"), Ok(("A_1".into(), "b=c".into())));
+        for wrong in ["", "A", "=b", "1A=b", "A;rm=b"] {
+            assert!(variable(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

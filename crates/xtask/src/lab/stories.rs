@@ -121,8 +121,8 @@ fn names() -> Vec<&'static str> {
 
 /// What the lab's host runs: these stories, in this order. A story that hangs is ended, and with it
 /// what it has left running. Every few seconds it says that the host lives.
-pub fn script(stories: &[&Story]) -> String {
-    let mut script = ENVIRONMENT.to_owned();
+pub fn script(environment: &str, stories: &[&Story]) -> String {
+    let mut script = environment.to_owned();
     script += "\
 (while sleep 5; do echo '@lab alive'; done) &
 told() {
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn the_script_marks_each_story() {
         let chosen = matching(&["ten_forks".to_owned()]).expect("there is one");
-        let script = script(&chosen.repeat(3));
+        let script = script(ENVIRONMENT, &chosen.repeat(3));
         assert_eq!(script.matches("told stories fork::ten_forks_share_a_past_and_no_future 900\n").count(), 3);
         assert_eq!(mark("@lab begin a::b"), Some(Mark::Begin("a::b")));
         assert_eq!(mark("@lab end a::b 101"), Some(Mark::End("a::b", 101)));
