@@ -81,8 +81,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         return lab.shell();
     }
     let interrupt = Interrupt::watch()?;
-    let done =
-        if arguments.command.is_empty() { lab.tell(&chosen, arguments.times) } else { lab.command(&arguments.command) };
+    let done = if arguments.command.is_empty() {
+        lab.tell(&chosen, arguments.times, || interrupt.check())
+    } else {
+        lab.command(&arguments.command)
+    };
     // Whatever failed, it failed because of that.
     interrupt.check()?;
     done
@@ -96,7 +99,7 @@ pub fn run_quick(workspace: &Workspace, skips: &mut Skips) -> Result<Outcome> {
         return Ok(Outcome::NotRun(NO_FIRECRACKER.to_owned()));
     };
     let quick: Vec<&Story> = stories::ALL.iter().filter(|story| story.quick).collect();
-    Lab::prepare(workspace, &firecracker, &[])?.tell(&quick, 1)?;
+    Lab::prepare(workspace, &firecracker, &[])?.tell(&quick, 1, || Ok(()))?;
     Ok(Outcome::Passed)
 }
 
@@ -137,12 +140,16 @@ impl Lab {
         self.place.join("logs")
     }
 
-    fn tell(&self, stories: &[&Story], times: u32) -> Result<()> {
+    /// `may_go_on` fails when somebody has asked for the end: then a host that broke stays as it is.
+    fn tell(&self, stories: &[&Story], times: u32, may_go_on: impl Fn() -> Result<()>) -> Result<()> {
         let mut report = Report::new(stories, times);
         let all = stories.repeat(usize::try_from(times).unwrap_or(usize::MAX));
         let mut ended = self.tell_these(&all, &mut report);
         for _ in 0..RESTARTS.saturating_mul(times) {
             let Ok(Ended::Broke(how)) = &ended else { break };
+            if may_go_on().is_err() {
+                break;
+            }
             println!("BROKE: the lab's host: {how}\nit is started once more for the stories that are left");
             ended = self.tell_these(&all[report.ended()..], &mut report);
         }
