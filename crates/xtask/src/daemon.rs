@@ -75,6 +75,17 @@ impl Daemon {
         &self.url
     }
 
+    /// Processor time that it has taken so far, in the kernel's ticks of 10 ms; that of VMMs is
+    /// their own.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        // After the name, which may hold anything: the 14th and 15th field of proc(5).
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
+        let ticks = fields.map(str::parse::<u32>).sum::<Result<u32, _>>().with_context(|| format!("parse {path}"))?;
+        Ok(Duration::from_secs(1) * ticks / u32::try_from(rustix::param::clock_ticks_per_second())?)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

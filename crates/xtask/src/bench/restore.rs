@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
@@ -133,11 +133,12 @@ pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Resu
             .iter()
             .map(|source| ground.floor_of_bundle(&source.name, &ground.bundle_of(&source.id)?))
             .collect::<Result<Vec<_>>>()?;
-        let taken = at_once(&sources, |source| {
-            let mut client = ground.client()?;
-            let answer = client.post(&format!("/instances/{}/restore", source.name), None)?;
-            taken(&mut client, &source.name, answer.took)
-        })?;
+        let answers = at_once(&sources, |source| {
+            let answer = ground.client()?.post(&format!("/instances/{}/restore", source.name), None)?;
+            Ok((source.name.as_str(), answer.took))
+        })?
+        .done;
+        let taken = all_taken(&mut client, answers)?;
         if arguments.is_none() {
             arguments = Some(Arguments::of(ground.vmm(&sources[0].id)?)?);
         }
@@ -174,12 +175,13 @@ pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<
     let mut done = 0;
     for round in 0.. {
         let count = round >= WARM_UP;
-        let taken = at_once(&names, |name| {
-            let mut client = ground.client()?;
+        let answers = at_once(&names, |name| {
             let request = json!({ "name": name, "target_state": "Running" });
-            let answer = client.post(&format!("/instances/{}/fork", source.name), Some(&request))?;
-            taken(&mut client, name, answer.took)
-        })?;
+            let answer = ground.client()?.post(&format!("/instances/{}/fork", source.name), Some(&request))?;
+            Ok((name.as_str(), answer.took))
+        })?
+        .done;
+        let taken = all_taken(&mut client, answers)?;
         if arguments.is_none() {
             let fork = client.get(&format!("/instances/{}", names[0]))?.body;
             arguments = Some(Arguments::of(ground.vmm(text(&fork, "id")?)?)?);
@@ -228,18 +230,42 @@ pub fn taken(client: &mut Client, name: &str, took: Duration) -> Result<Taken> {
     Ok(Taken { took, operation: timeline["operations"][0].take() })
 }
 
+/// The same of several that ran side by side: asked when all have ended, for to ask takes time.
+fn all_taken(client: &mut Client, answers: Vec<(&str, Duration)>) -> Result<Vec<Taken>> {
+    answers.into_iter().map(|(name, took)| taken(client, name, took)).collect()
+}
+
 fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
     // They live until all have answered, as the product's do.
-    let loaded = at_once(dirs, |dir| Floor::load(arguments, dir).context("load a floor"))?;
+    let loaded = at_once(dirs, |dir| Floor::load(arguments, dir).context("load a floor"))?.done;
     Ok(loaded.into_iter().map(|(_, moments)| moments).collect())
 }
 
-/// Does it for all, at the same time.
-pub fn at_once<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+/// What was done at the same time.
+#[derive(Debug)]
+pub struct AtOnce<R> {
+    pub done: Vec<R>,
+    /// From the first's begin until the last's end.
+    pub wall: Duration,
+}
+
+/// Does it for all, at the same time. Whatever `work` does counts for the others too.
+pub fn at_once<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> Result<R> + Sync) -> Result<AtOnce<R>> {
+    let began = Instant::now();
+    let done: Result<Vec<R>> = thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .iter()
+            .map(|item| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(item)
+                })
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a measurement panicked"))?).collect()
-    })
+    });
+    let wall = began.elapsed();
+    Ok(AtOnce { done: done?, wall })
 }
 
 #[cfg(test)]

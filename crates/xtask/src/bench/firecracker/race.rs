@@ -17,11 +17,13 @@ use crate::bench::Often;
 use crate::bench::figures::{Figures, Samples};
 use crate::bench::floor::Arguments;
 use crate::bench::ground::{Ground, text};
-use crate::bench::http::Client;
-use crate::bench::restore::{Source, Taken, WARM_UP, at_once, taken};
+use crate::bench::http::{Answer, Client};
+use crate::bench::restore::{AtOnce, Source, Taken, WARM_UP, at_once, taken};
 
 const RATIO: f64 = 1.15;
 const OWN_MS: f64 = 2.0;
+/// Of several at once, until the last one.
+const WALL_RATIO: f64 = 1.2;
 /// What a fork may take on top of a restore.
 const FORK_MS: f64 = 2.0;
 const DIRTY_BYTES: usize = 64 << 20;
@@ -49,6 +51,11 @@ struct Race {
     floor: Samples,
     floor_up: Samples,
     floor_load: Samples,
+    /// Of those that ran side by side, until the last was answered.
+    wall: Samples,
+    floor_wall: Samples,
+    /// The daemon's processor time for each.
+    cpu: Samples,
 }
 
 impl Race {
@@ -88,6 +95,15 @@ impl Race {
         Ok(())
     }
 
+    fn round(&mut self, product: &Product, floors: AtOnce<Moments>) -> Result<()> {
+        product.taken.iter().try_for_each(|taken| self.product(taken))?;
+        self.wall.time(product.wall);
+        self.cpu.time(product.cpu);
+        self.floor_wall.time(floors.wall);
+        floors.done.into_iter().for_each(|moments| self.floor(moments));
+        Ok(())
+    }
+
     fn floor(&mut self, Moments { up, loaded }: Moments) {
         self.floor_up.time(up);
         self.floor_load.time(loaded - up);
@@ -111,6 +127,20 @@ impl Race {
         figures.times(&format!("{verb}: floor, spawn to 204"), &self.floor);
         figures.times(&format!("{verb}:   until its socket answers"), &self.floor_up);
         figures.times(&format!("{verb}:   PUT /snapshot/load"), &self.floor_load);
+        if concurrency > 1 {
+            figures.times(&format!("{verb}: the daemon's processor time for each"), &self.cpu);
+            figures.times(&format!("{verb}: product, until the last answer"), &self.wall);
+            figures.times(&format!("{verb}: floor, until the last 204"), &self.floor_wall);
+            let (wall, floor) = (self.wall.median(), self.floor_wall.median());
+            let ratio = wall / floor.max(0.001);
+            figures.target(
+                &format!("{verb}, until the last answer"),
+                format!("at most {WALL_RATIO} × floor"),
+                format!("{ratio:.2} × ({wall:.1} ms : {floor:.1} ms)"),
+                ratio <= WALL_RATIO,
+            );
+            return;
+        }
         let floor = self.floor.median();
         for (what, product) in [("request to resumed", &self.running), ("request to answer", &self.answered)] {
             let product = product.median();
@@ -132,6 +162,33 @@ impl Race {
     }
 }
 
+/// One round of the product.
+#[derive(Debug)]
+struct Product {
+    taken: Vec<(Taken, Duration)>,
+    wall: Duration,
+    /// Of the daemon, for each of them.
+    cpu: Duration,
+}
+
+impl Product {
+    /// Asks for all at the same time. What the daemon says of them is gathered after the last has
+    /// ended: to read its log and to ask it takes the time of those that are under way.
+    fn race<'a, T: Sync>(
+        ground: &Ground,
+        client: &mut Client,
+        all: &'a [T],
+        ask: impl Fn(&mut Client, &'a T) -> Result<(&'a str, Answer)> + Sync,
+    ) -> Result<Self> {
+        let before = ground.daemon().cpu_time()?;
+        let AtOnce { done, wall } = at_once(all, |one| ask(&mut ground.client()?, one))?;
+        let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        let cpu = (ground.daemon().cpu_time()? - before) / count;
+        let taken = done.into_iter().map(|(name, answer)| told(ground, client, name, &answer));
+        Ok(Self { taken: taken.collect::<Result<_>>()?, wall, cpu })
+    }
+}
+
 /// Instances in standby, restored and put back again and again.
 pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<()> {
     let mut client = ground.client()?;
@@ -148,16 +205,17 @@ pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Resu
             .map(|source| ground.floor_of_bundle(&source.name, &ground.bundle_of(&source.id)?))
             .collect::<Result<Vec<_>>>()?;
         let mut product = || {
-            let taken = at_once(&sources, |source| restored(ground, &source.name))?;
+            let all = Product::race(ground, &mut client, &sources, |client, source| {
+                Ok((source.name.as_str(), ask_to_restore(client, &source.name)?))
+            })?;
             for source in &sources {
                 client.post(&format!("/instances/{}/standby", source.name), None)?;
             }
-            Ok(taken)
+            Ok(all)
         };
-        let (taken, loaded) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
         if round >= WARM_UP {
-            taken.iter().try_for_each(|taken| race.product(taken))?;
-            loaded.into_iter().for_each(|moments| race.floor(moments));
+            race.round(&product, floors)?;
             done += sources.len();
             often.tick("restore", done)?;
         }
@@ -184,16 +242,17 @@ pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<
     let mut done = 0;
     for round in 0.. {
         let mut product = || {
-            let taken = at_once(&names, |name| forked(ground, &source.name, name))?;
+            let all = Product::race(ground, &mut client, &names, |client, name| {
+                Ok((name.as_str(), ask_to_fork(client, &source.name, name)?))
+            })?;
             for name in &names {
                 client.delete(&format!("/instances/{name}"))?;
             }
-            Ok(taken)
+            Ok(all)
         };
-        let (taken, loaded) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
         if round >= WARM_UP {
-            taken.iter().try_for_each(|taken| race.product(taken))?;
-            loaded.into_iter().for_each(|moments| race.floor(moments));
+            race.round(&product, floors)?;
             done += names.len();
             often.tick("fork", done)?;
         }
@@ -246,8 +305,8 @@ pub fn fork_of_a_dirty_overlay(ground: &Ground, often: Often<'_>, figures: &mut 
     for round in 0..often.n + WARM_UP {
         for which in in_order(round) {
             let (samples, taken) = match which {
-                0 => (&mut restores, restored(ground, "clean")?.0),
-                _ => (&mut forks, forked(ground, "dirty", "of-dirty")?.0),
+                0 => (&mut restores, timed_restore(ground, "clean")?),
+                _ => (&mut forks, timed_fork(ground, "dirty", "of-dirty")?),
             };
             match which {
                 0 => drop(client.post("/instances/clean/standby", None)?),
@@ -282,33 +341,38 @@ pub fn arguments(ground: &Ground, client: &mut Client, source: &Source) -> Resul
     Ok(arguments)
 }
 
-/// What a restore took, and how long after its request the guest ran.
-fn restored(ground: &Ground, name: &str) -> Result<(Taken, Duration)> {
-    let mut client = ground.client()?;
-    let answer = client.post(&format!("/instances/{name}/restore"), None)?;
+/// What an operation took, and how long after its request the guest ran.
+fn told(ground: &Ground, client: &mut Client, name: &str, answer: &Answer) -> Result<(Taken, Duration)> {
     let running = ground.resumed_after(text(&answer.body, "id")?, answer.sent)?;
-    Ok((taken(&mut client, name, answer.took)?, running))
+    Ok((taken(client, name, answer.took)?, running))
 }
 
-/// The same of a daemon that may resume in a step of its own, and does not log it then.
+/// A restore, by a daemon that may resume in a step of its own, and does not log it then.
 fn timed_restore(ground: &Ground, name: &str) -> Result<Taken> {
     let mut client = ground.client()?;
-    let answer = client.post(&format!("/instances/{name}/restore"), None)?;
+    let answer = ask_to_restore(&mut client, name)?;
     taken(&mut client, name, answer.took)
 }
 
-fn forked(ground: &Ground, source: &str, name: &str) -> Result<(Taken, Duration)> {
+fn timed_fork(ground: &Ground, source: &str, name: &str) -> Result<Taken> {
     let mut client = ground.client()?;
-    let request = json!({ "name": name, "target_state": "Running" });
-    let answer = client.post(&format!("/instances/{source}/fork"), Some(&request))?;
-    let running = ground.resumed_after(text(&answer.body, "id")?, answer.sent)?;
-    Ok((taken(&mut client, name, answer.took)?, running))
+    let answer = ask_to_fork(&mut client, source, name)?;
+    taken(&mut client, name, answer.took)
 }
 
-fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<Vec<Moments>> {
+fn ask_to_restore(client: &mut Client, name: &str) -> Result<Answer> {
+    client.post(&format!("/instances/{name}/restore"), None)
+}
+
+fn ask_to_fork(client: &mut Client, source: &str, name: &str) -> Result<Answer> {
+    let request = json!({ "name": name, "target_state": "Running" });
+    client.post(&format!("/instances/{source}/fork"), Some(&request))
+}
+
+fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<AtOnce<Moments>> {
     // They live until all have loaded, as the product's do.
-    let loaded = at_once(dirs, |dir| Vmm::load(arguments, dir, LOAD).context("load a floor"))?;
-    Ok(loaded.into_iter().map(|(_, moments)| moments).collect())
+    let AtOnce { done, wall } = at_once(dirs, |dir| Vmm::load(arguments, dir, LOAD).context("load a floor"))?;
+    Ok(AtOnce { done: done.into_iter().map(|(_, moments)| moments).collect(), wall })
 }
 
 /// Both, the one or the other first: who comes second meets the first one's caches and remains.
