@@ -15,7 +15,7 @@ use hearth_store::Store;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{AccelChoice, Config, ConfigError, ServeOptions};
 use crate::error::OpError;
@@ -127,6 +127,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let data = DataDir::new(config.data_dir.clone());
     for path in data.all() {
         std::fs::create_dir_all(&path).map_err(|source| ServeError::Directory { path, source })?;
+    }
+    // Where directories come and go all the time.
+    for path in [data.instances(), data.snapshots()] {
+        match hearth_disk::spread_directories(&path) {
+            Ok(spread) => debug!(path = %path.display(), spread, "directories far from each other, by ext4"),
+            Err(error) => debug!(error = %hearth_model::error::chain(&error), "it only takes longer so"),
+        }
     }
     let store = Store::open(data.root())?;
     let listen = config.listen;

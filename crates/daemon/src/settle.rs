@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hearth_model::{ErrorKind, Kind as _, SnapshotId};
 use tracing::{debug, warn};
@@ -20,7 +20,14 @@ const NICE: i32 = 19;
 /// The way to the thread. It ends when the last of these is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Settler {
-    queue: Sender<SnapshotId>,
+    queue: Sender<Published>,
+}
+
+/// A bundle, and when it was published.
+#[derive(Debug)]
+struct Published {
+    snapshot: SnapshotId,
+    at: Instant,
 }
 
 impl Settler {
@@ -33,16 +40,16 @@ impl Settler {
     /// Settles the bundle when its turn comes.
     pub(crate) fn later(&self, snapshot: &SnapshotId) {
         // The thread ends with the daemon: then there is nothing to be told any more.
-        self.queue.send(snapshot.clone()).ok();
+        self.queue.send(Published { snapshot: snapshot.clone(), at: Instant::now() }).ok();
     }
 }
 
-fn work(snapshots: &std::path::Path, pins: &Pins, waiting: &Receiver<SnapshotId>) {
+fn work(snapshots: &std::path::Path, pins: &Pins, waiting: &Receiver<Published>) {
     if let Err(error) = rustix::process::nice(NICE) {
         debug!(%error, "settling at normal priority");
     }
-    for snapshot in waiting {
-        std::thread::sleep(QUIET);
+    for Published { snapshot, at } in waiting {
+        std::thread::sleep(QUIET.saturating_sub(at.elapsed()));
         let _kept = pins.pin(&snapshot);
         let settled = match hearth_snapshot::open(snapshots, &snapshot) {
             Ok(bundle) if bundle.is_settled() => continue,

@@ -1,12 +1,17 @@
 //! What every disk file needs: removal, and how much space it uses.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hearth_model::error::io_kind;
 use hearth_model::{ErrorKind, Kind};
+use rustix::fs::IFlags;
+use rustix::io::Errno;
+
+/// Of ext2, ext3 and ext4: `EXT4_SUPER_MAGIC` in the kernel's magic.h.
+const EXT4_MAGIC: rustix::fs::FsWord = 0xef53;
 
 /// The host refused something to do with a file or directory.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,30 @@ pub fn usage(path: &Path) -> Result<u64, FileError> {
         }
     }
     Ok(bytes)
+}
+
+/// Asks an ext4 to put the directories that will be made in `dir` far from each other; other file
+/// systems need no asking, and `false` is returned.
+///
+/// An ext4 does not give out an inode for a minute or more after its file was deleted, and looks at
+/// each such one of a group again whenever it makes a file there (`recently_deleted` in the kernel's
+/// fs/ext4/ialloc.c). It puts directories next to their siblings, so where many come and go, making
+/// one file becomes slow: in one run on a kernel 6.18, fifty forks at a time that were deleted and
+/// made anew took 6.4 to 8 ms of processor time each, and 2 to 2.6 ms with this.
+///
+/// # Errors
+/// The host's: it may not let its flags be changed.
+pub fn spread_directories(dir: &Path) -> Result<bool, FileError> {
+    let failed = |error: Errno| FileError { action: "spread what is in", path: dir.to_owned(), source: error.into() };
+    let opened = File::open(dir).map_err(|source| FileError { action: "open", path: dir.to_owned(), source })?;
+    if rustix::fs::fstatfs(&opened).map_err(failed)?.f_type != EXT4_MAGIC {
+        return Ok(false);
+    }
+    let flags = rustix::fs::ioctl_getflags(&opened).map_err(failed)?;
+    if !flags.contains(IFlags::TOPDIR) {
+        rustix::fs::ioctl_setflags(&opened, flags | IFlags::TOPDIR).map_err(failed)?;
+    }
+    Ok(true)
 }
 
 /// Space of the file system that `dir` is on.

@@ -11,5 +11,5 @@ mod files;
 mod overlay;
 
 pub use clone::{CloneError, CloneHow, Linked, clone_file, link, reflink_supported};
-pub use files::{FileError, Space, free_space, remove, usage};
+pub use files::{FileError, Space, free_space, remove, spread_directories, usage};
 pub use overlay::{MIN_OVERLAY, OverlayError, create_overlay};

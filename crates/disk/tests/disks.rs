@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use hearth_disk::{CloneHow, Linked, clone_file, create_overlay, free_space, link, reflink_supported, remove, usage};
+use hearth_disk::{
+    CloneHow, Linked, clone_file, create_overlay, free_space, link, reflink_supported, remove, spread_directories,
+    usage,
+};
 use hearth_model::error::chain;
 use hearth_model::{ByteSize, ErrorKind, Kind};
 
@@ -329,4 +332,19 @@ fn cloning_a_dirty_overlay_is_fast() {
     if let Some(xfs) = Mounted::xfs() {
         measure(&xfs.at(), "XFS");
     }
+}
+
+#[test]
+fn an_ext4_is_asked_to_spread_directories_and_others_are_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let flags = || rustix::fs::ioctl_getflags(fs::File::open(dir.path()).expect("open"));
+    let is_ext4 = rustix::fs::statfs(dir.path()).expect("its file system").f_type == 0xef53;
+    for _ in 0..2 {
+        assert_eq!(spread_directories(dir.path()).expect("asked"), is_ext4);
+    }
+    if is_ext4 {
+        assert!(flags().expect("its flags").contains(rustix::fs::IFlags::TOPDIR));
+    }
+    fs::create_dir(dir.path().join("one")).expect("made");
+    assert!(spread_directories(&dir.path().join("none")).is_err(), "what is not there cannot be asked");
 }

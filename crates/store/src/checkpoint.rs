@@ -3,19 +3,24 @@
 //!
 //! SQLite by itself does so in the commit that finds the log long enough, and syncs both files to
 //! the disk there: a restore in whose way that is would wait for milliseconds. Here a commit only
-//! counts, and now and then wakes the thread.
+//! counts, and now and then wakes the thread. What was committed is on the disk some seconds later:
+//! that much a power cut may take back.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tracing::warn;
 
 use crate::schema;
 
-/// So many writes lead to one checkpoint: a few pages each, so some megabytes of log.
+/// So long after a write there is a checkpoint.
+const SOON: Duration = Duration::from_secs(5);
+/// So many writes lead to one before: a few pages each, so some megabytes of log.
 const WRITES: u32 = 256;
 /// A log of more pages is begun anew, for which writers wait: one that is written to all the time
 /// would grow for ever.
@@ -24,7 +29,8 @@ const TOO_LONG: i64 = 16 * 1024;
 /// The thread, and the way to it.
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
-    writes: AtomicU32,
+    /// Since the last checkpoint began.
+    writes: Arc<AtomicU32>,
     /// None while it is dropped: the thread ends with it.
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -32,15 +38,23 @@ pub(crate) struct Checkpointer {
 
 impl Checkpointer {
     pub(crate) fn start(file: PathBuf) -> std::io::Result<Self> {
+        Self::waiting(file, SOON)
+    }
+
+    /// `soon` after a write there is a checkpoint.
+    fn waiting(file: PathBuf, soon: Duration) -> std::io::Result<Self> {
         let (wake, woken) = sync_channel(1);
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || work(&file, &woken))?;
-        Ok(Self { writes: AtomicU32::new(0), wake: Some(wake), thread: Some(thread) })
+        let writes = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&writes);
+        let work = move || work(&file, soon, &counted, &woken);
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
+        Ok(Self { writes, wake: Some(wake), thread: Some(thread) })
     }
 
     /// Something is about to be written.
     pub(crate) fn count(&self) {
         let before = self.writes.fetch_add(1, Ordering::Relaxed);
-        if (before + 1).is_multiple_of(WRITES)
+        if (before == 0 || before + 1 == WRITES)
             && let Some(wake) = &self.wake
         {
             // One that is awake already will see this too.
@@ -59,9 +73,17 @@ impl Drop for Checkpointer {
     }
 }
 
-fn work(file: &PathBuf, woken: &Receiver<()>) {
+fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, woken: &Receiver<()>) {
     let mut connection = None;
-    for () in woken {
+    let mut again = false;
+    while again || woken.recv().is_ok() {
+        // Others will follow the first.
+        let due = Instant::now() + soon;
+        while writes.load(Ordering::Relaxed) < WRITES
+            && woken.recv_timeout(due.saturating_duration_since(Instant::now())).is_ok()
+        {}
+        // Who was counted may not have committed yet: it is looked at once more.
+        again = writes.swap(0, Ordering::Relaxed) > 0;
         let done = checkpoint(file, &mut connection);
         if let Err(error) = done {
             warn!(database = %file.display(), %error, "the log could not be brought into the database");
@@ -113,16 +135,27 @@ mod tests {
         let (pages, brought_over) = log(&connection);
         assert!(pages > 1000 && brought_over == 0, "{pages} pages, {brought_over} brought over");
 
-        let checkpointer = Checkpointer::start(file.clone()).expect("a thread");
+        let checkpointer = Checkpointer::waiting(file.clone(), Duration::from_secs(3600)).expect("a thread");
+        let began = Instant::now();
         (0..WRITES).for_each(|_| checkpointer.count());
-        // The thread ends what it has begun.
+        let all_over = || {
+            let (pages, brought_over) = log(&connection);
+            pages == brought_over
+        };
+        while !all_over() {
+            assert!(began.elapsed() < Duration::from_secs(60), "so many do not wait");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // One alone waits for others, or for the end.
+        write(600);
+        checkpointer.count();
+        assert!(!all_over());
         drop(checkpointer);
-        let (pages, brought_over) = log(&connection);
-        assert_eq!(pages, brought_over);
+        assert!(all_over());
         drop(connection);
         let count = schema::open(&file)
             .expect("opened again")
             .query_row("SELECT count(*) FROM images", [], |row| row.get::<_, i64>(0));
-        assert_eq!(count.expect("counted"), 600);
+        assert_eq!(count.expect("counted"), 601);
     }
 }
