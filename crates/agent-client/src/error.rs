@@ -83,7 +83,7 @@ impl AgentError {
             FailureKind::NotFound => ErrorKind::NotFound,
             FailureKind::Permission | FailureKind::Invalid => ErrorKind::Invalid,
             FailureKind::Exhausted => ErrorKind::Exhausted,
-            FailureKind::Failed => ErrorKind::VmmFailed,
+            FailureKind::Failed => ErrorKind::GuestFailed,
         };
         Self::Refused { tried: tried.to_owned(), kind, text: failure.text }
     }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 pub struct ErrorBody {
     /// The kind of error, from a closed list: `invalid`, `not_found`, `already_exists`,
     /// `wrong_state`, `busy`, `unsupported`, `incompatible`, `exhausted`, `guest_unresponsive`,
-    /// `vmm_failed`, `host_failed`, `corrupt`, `cancelled`, `unauthorized`, `internal`.
+    /// `guest_failed`, `vmm_failed`, `host_failed`, `corrupt`, `cancelled`, `unauthorized`, `internal`.
     #[schema(example = "not_found")]
     pub code: String,
     /// What was tried on what, and why it failed.

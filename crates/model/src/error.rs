@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Exhausted,
     /// The agent did not answer in time.
     GuestUnresponsive,
+    /// Something in the guest failed: a hook of its image, or what its agent was asked to do.
+    GuestFailed,
     /// The VMM refused or died.
     VmmFailed,
     /// A kernel or file system call failed.
@@ -44,7 +46,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Invalid,
         Self::NotFound,
         Self::AlreadyExists,
@@ -54,6 +56,7 @@ impl ErrorKind {
         Self::Incompatible,
         Self::Exhausted,
         Self::GuestUnresponsive,
+        Self::GuestFailed,
         Self::VmmFailed,
         Self::HostFailed,
         Self::Corrupt,
@@ -75,6 +78,7 @@ impl ErrorKind {
             Self::Incompatible => "incompatible",
             Self::Exhausted => "exhausted",
             Self::GuestUnresponsive => "guest_unresponsive",
+            Self::GuestFailed => "guest_failed",
             Self::VmmFailed => "vmm_failed",
             Self::HostFailed => "host_failed",
             Self::Corrupt => "corrupt",
@@ -101,7 +105,7 @@ impl ErrorKind {
             Self::Unsupported | Self::Incompatible => 422,
             Self::Exhausted => 507,
             Self::GuestUnresponsive => 504,
-            Self::VmmFailed => 502,
+            Self::VmmFailed | Self::GuestFailed => 502,
             Self::Cancelled => 503,
             Self::HostFailed | Self::Corrupt | Self::Internal => 500,
         }
@@ -125,6 +129,7 @@ impl ErrorKind {
             Self::Corrupt => 13,
             Self::Cancelled => 14,
             Self::Unauthorized => 15,
+            Self::GuestFailed => 16,
             Self::Internal => 70,
         }
     }
@@ -149,13 +154,17 @@ pub trait Kind: Error + Send + Sync + 'static {
     }
 }
 
-/// The kind of an I/O error that nothing more is known of: a full disk or table is `exhausted`,
-/// all else is the host's failure.
+/// The kind of an I/O error that nothing more is known of: a full disk or table (of memory, of open
+/// files) is `exhausted`, all else is the host's failure.
 #[must_use]
 pub fn io_kind(error: &std::io::Error) -> ErrorKind {
     use std::io::ErrorKind as Io;
+    // Of open files, of this process and of the host. The standard library has no names for these.
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
     match error.kind() {
         Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge | Io::OutOfMemory => ErrorKind::Exhausted,
+        _ if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) => ErrorKind::Exhausted,
         _ => ErrorKind::HostFailed,
     }
 }
@@ -187,6 +196,19 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).expect("a name"), kind.as_str());
         }
         assert_eq!(ErrorKind::from_name("no_such_kind"), None);
+    }
+
+    #[test]
+    fn a_full_table_of_files_is_exhausted_like_a_full_disk() {
+        for (errno, kind) in [
+            (28, ErrorKind::Exhausted),
+            (23, ErrorKind::Exhausted),
+            (24, ErrorKind::Exhausted),
+            (12, ErrorKind::Exhausted),
+            (5, ErrorKind::HostFailed),
+        ] {
+            assert_eq!(io_kind(&std::io::Error::from_raw_os_error(errno)), kind, "{errno}");
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ impl Kind for LaunchError {
         match self {
             Self::NoProgram { .. } => ErrorKind::Unsupported,
             Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            // What clone(2) says when no process more is allowed.
+            Self::Spawn { source, .. } if source.kind() == io::ErrorKind::WouldBlock => ErrorKind::Exhausted,
             Self::Open { source, .. } | Self::Make { source, .. } | Self::Spawn { source, .. } => io_kind(source),
             Self::MemorySize { .. } | Self::Unloadable { .. } | Self::Refused { .. } | Self::WrongFormat { .. } => {
                 ErrorKind::Incompatible

@@ -173,7 +173,7 @@ fn a_fork_whose_hook_fails_is_not_made_and_the_hook_is_named() {
         boot(host, "base").await?.standby().await?;
         let running = Some(TargetState::Running);
         let fork = |name: &str| ForkInstance { name: name.into(), target_state: running, ..ForkInstance::default() };
-        let refusal = refused(host.client().fork("base", &fork("unlucky")).await).is(502, "vmm_failed");
+        let refusal = refused(host.client().fork("base", &fork("unlucky")).await).is(502, "guest_failed");
         assert_eq!(refusal.0.body.step.as_deref(), Some("refresh identity"));
         refusal.says("run hook /etc/hearth/on-fork.d/10-first: exited with code 3; it said: no luck");
         assert_eq!((host.instances().await?.len(), host.traces().processes.len()), (1, 0), "nothing of it is left");

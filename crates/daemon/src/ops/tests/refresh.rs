@@ -34,7 +34,7 @@ fn misdeeds() -> [(AtRefresh, ErrorKind, &'static str); 6] {
         (stuck, ErrorKind::GuestUnresponsive, "did not answer within 2s; it had come to SSH host keys"),
         (AtRefresh::Lies, ErrorKind::GuestUnresponsive, "acknowledges generation 0, not 1"),
         (AtRefresh::Dies, ErrorKind::GuestUnresponsive, "the connection to the guest's agent is lost"),
-        (failing, ErrorKind::VmmFailed, "run hook /etc/hearth/on-fork.d/10-own: exited with code 3"),
+        (failing, ErrorKind::GuestFailed, "run hook /etc/hearth/on-fork.d/10-own: exited with code 3"),
     ]
 }
 
