@@ -4,6 +4,7 @@
 //! whoever calls passes in what was observed and carries out what was decided.
 
 pub mod admission;
+pub mod capacity;
 pub mod error;
 pub mod foreign;
 pub mod id;
