@@ -37,6 +37,21 @@ pub struct Snapshot {
     /// Ours: size of the guest's memory in bytes; left out without memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Ours: what a verification found to be wrong with it. It is not loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<Damage>,
+}
+
+/// What is wrong with a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Damage {
+    /// The file, by its path in the snapshot.
+    pub file: String,
+    /// What is wrong with it.
+    #[schema(example = "has other bytes than it was saved with")]
+    pub problem: String,
+    /// When that was found.
+    pub found_at: Timestamp,
 }
 
 /// What a snapshot holds.

@@ -115,6 +115,7 @@ fn snapshot() -> Snapshot {
         name: Some("base".into()),
         tags: Some(map(&[("a", "b")])),
         memory_bytes: Some(256 << 20),
+        damage: None,
     }
 }
 

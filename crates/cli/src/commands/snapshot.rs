@@ -7,7 +7,7 @@ use hearth_api::ErrorBody;
 use hearth_api::client::ClientError;
 use hearth_api::instances::InstanceState;
 use hearth_api::snapshots::{
-    CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind,
+    CreateSnapshot, Damage, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind,
     VerifiedSnapshot,
 };
 use hearth_model::ErrorKind;
@@ -232,10 +232,11 @@ async fn list(context: &Context, arguments: List) -> Result<(), CliError> {
                     snapshot.source_instance_name.clone(),
                     size(snapshot.size_bytes),
                     ago(snapshot.created_at, now),
+                    snapshot.damage.as_ref().map(|damage| damage.file.clone()).unwrap_or_default(),
                 ]
             })
             .collect();
-        table(["ID", "NAME", "KIND", "INSTANCE", "SIZE", "TAKEN"], &rows)
+        table(["ID", "NAME", "KIND", "INSTANCE", "SIZE", "TAKEN", "DAMAGED"], &rows)
     })
 }
 
@@ -320,6 +321,10 @@ async fn rm(context: &Context, snapshots: &[String]) -> Result<(), CliError> {
 }
 
 fn in_words(snapshot: &Snapshot) -> String {
+    let damaged = snapshot
+        .damage
+        .as_ref()
+        .map(|Damage { file, problem, found_at }| format!("{file} {problem}; found {found_at}, and not loaded since"));
     let text = pairs(&[
         ("id", Some(snapshot.id.clone())),
         ("name", snapshot.name.clone()),
@@ -329,6 +334,7 @@ fn in_words(snapshot: &Snapshot) -> String {
         ("hypervisor", Some(snapshot.source_hypervisor.clone())),
         ("size", Some(size(snapshot.size_bytes))),
         ("memory", snapshot.memory_bytes.map(size)),
+        ("damaged", damaged),
     ]);
     text + &variables("tag", snapshot.tags.as_ref())
 }

@@ -45,7 +45,7 @@ pub(super) async fn list(
         })
         .filter(|snapshot| query.source_instance_id.as_deref().is_none_or(|id| snapshot.source_instance.as_str() == id))
         .filter(|snapshot| view::has_tags(&snapshot.tags, &tags));
-    Ok(Json(wanted.map(view::snapshot).collect()))
+    Ok(Json(wanted.map(|snapshot| view::snapshot(&app, snapshot)).collect()))
 }
 
 /// One snapshot
@@ -54,7 +54,7 @@ pub(super) async fn list(
     (status = 200, description = "It.", body = Snapshot),
     (status = "default", description = "Why not.", body = ErrorBody)))]
 pub(super) async fn get(State(app): State<Arc<App>>, Named(id): Named<String>) -> Result<Json<Snapshot>, Failure> {
-    Ok(Json(view::snapshot(&resolve(&app, &id)?)))
+    Ok(Json(view::snapshot(&app, &resolve(&app, &id)?)))
 }
 
 /// Remove a snapshot
@@ -93,7 +93,7 @@ pub(super) async fn create(
         internal: false,
     };
     let record = instance.snapshot(plan).await?;
-    Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
+    Ok((StatusCode::CREATED, Json(view::snapshot(&app, &record))))
 }
 
 /// Make a snapshot of a guest that plain Firecracker saved (ours)
@@ -125,7 +125,7 @@ pub(super) async fn import(
     };
     let host = Arc::clone(&app.host);
     let record = to_the_end(import_guest(host, plan)).await?;
-    Ok((StatusCode::CREATED, Json(view::snapshot(&record))))
+    Ok((StatusCode::CREATED, Json(view::snapshot(&app, &record))))
 }
 
 /// Compare a snapshot with its checksums (ours)

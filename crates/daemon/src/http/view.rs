@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use hearth_api::Tags;
 use hearth_api::images::{Image, ImageStatus};
 use hearth_api::instances::{Busy, ForkedFrom, Instance, InstanceState};
-use hearth_api::snapshots::{CompressionState, Snapshot, SnapshotKind};
+use hearth_api::snapshots::{CompressionState, Damage, Snapshot, SnapshotKind};
 use hearth_model::{InstanceState as Rest, Phase};
 use hearth_store::{ImageRecord, Origin, SnapshotRecord};
 use jiff::Timestamp;
+use tracing::debug;
 
 use crate::clock::now_ms;
 use crate::handle::InstanceView;
+use crate::serve::App;
 
 /// The one platform of this build.
 pub(super) const PLATFORM: &str = "linux/amd64";
@@ -91,7 +93,7 @@ pub(super) fn image(record: &ImageRecord) -> Image {
     }
 }
 
-pub(super) fn snapshot(record: &SnapshotRecord) -> Snapshot {
+pub(super) fn snapshot(app: &App, record: &SnapshotRecord) -> Snapshot {
     Snapshot {
         id: record.id.to_string(),
         created_at: time(record.created_at_ms),
@@ -104,7 +106,19 @@ pub(super) fn snapshot(record: &SnapshotRecord) -> Snapshot {
         name: record.name.as_ref().map(ToString::to_string),
         tags: some(&record.tags),
         memory_bytes: record.memory.map(|memory| memory.size().bytes()),
+        damage: damage(app, record),
     }
+}
+
+/// What the mark in its bundle says; one that cannot be read is noticed when it is loaded.
+fn damage(app: &App, record: &SnapshotRecord) -> Option<Damage> {
+    let marked = hearth_snapshot::damage(&app.host.data.snapshots(), &record.id);
+    let marked = marked.inspect_err(|error| debug!(snapshot = %record.id, %error, "its mark cannot be read"));
+    marked.ok().flatten().map(|hearth_snapshot::Damage { file, problem, found_at_ms }| Damage {
+        file,
+        problem,
+        found_at: time(found_at_ms),
+    })
 }
 
 pub(super) fn kind(kind: hearth_store::SnapshotKind) -> SnapshotKind {

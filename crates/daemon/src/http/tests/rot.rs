@@ -1,6 +1,7 @@
 //! Damaged snapshots, as a client meets them: found when they are loaded or verified, named with the
 //! file and the remedy, and never loaded.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use hearth_api::client::ClientError;
 use hearth_api::instances::InstanceState;
-use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, RestoreSnapshot, Snapshot, SnapshotKind};
+use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotKind};
 use hearth_model::ErrorKind;
 
 use super::server::Server;
@@ -114,6 +115,11 @@ async fn no_guest_is_made_of_a_file_that_is_damaged() {
                 names(server.client.fork_snapshot("one", &fork).await, &snapshot, file, &what);
                 names(server.client.restore_snapshot("web", "one", &revert).await, &snapshot, file, &what);
                 assert_eq!(figure(&server, "hearth_snapshots_damaged"), "1", "{what}");
+                let listed =
+                    server.client.snapshots(&ListSnapshots::default(), &BTreeMap::new()).await.expect("a list");
+                let damaged = |of: &Snapshot| listed.iter().find(|one| one.id == of.id).expect("listed").damage.clone();
+                assert_eq!(damaged(&snapshot).map(|damage| damage.file).as_deref(), Some(file), "{what}");
+                assert_eq!(damaged(&other), None, "{what}");
             }
 
             if path.is_dir() {
