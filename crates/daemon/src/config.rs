@@ -68,6 +68,12 @@ pub struct Config {
     pub network: Network,
     /// `[defaults]`
     pub defaults: Defaults,
+    /// `[cpu]`
+    pub cpu: Cpu,
+    /// `[memory]`
+    pub memory: Memory,
+    /// `[disk]`
+    pub disk: Disk,
     /// `[snapshots]`
     pub snapshots: Snapshots,
     /// `[limits]`
@@ -233,6 +239,47 @@ pub struct Defaults {
     pub overlay: ByteSize,
 }
 
+/// How many vCPUs guests may have together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cpu {
+    /// How many for each of the host's.
+    pub oversubscription: f64,
+}
+
+/// How much memory guests may have together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Memory {
+    /// What of the host's is for guests; all of it if left out.
+    pub capacity: Option<ByteSize>,
+    /// How many times over it is given.
+    pub oversubscription: f64,
+    /// What the host keeps available: no guest begins that would find less.
+    pub reserve: Option<ByteSize>,
+}
+
+impl Memory {
+    /// What is kept available of so much.
+    #[must_use]
+    pub fn reserve_of(&self, total: u64) -> ByteSize {
+        self.reserve.unwrap_or(ByteSize(ByteSize::mib(512).bytes().min(total / 20)))
+    }
+}
+
+/// How much of the data directory's file system may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// What is left free: nothing new begins that would leave less.
+    pub reserve: Option<ByteSize>,
+}
+
+impl Disk {
+    /// What is left free of so much.
+    #[must_use]
+    pub fn reserve_of(&self, total: u64) -> ByteSize {
+        self.reserve.unwrap_or(ByteSize(ByteSize::gib(1).bytes().min(total / 20)))
+    }
+}
+
 /// What is done with snapshots that nobody uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshots {
@@ -329,6 +376,14 @@ impl Default for Config {
                 vcpus: 1,
                 overlay: ByteSize::gib(10),
             },
+            // What a vCPU costs is time, which is shared. So this is no more than a stop to what goes
+            // on without end: 256 forks, the most that one request makes, fit on two cores.
+            cpu: Cpu { oversubscription: 128.0 },
+            // A fork shares its snapshot's pages and has a few MB of its own when it has come up; a
+            // guest that was booted touches a part of its memory. Four times over leaves each of them a
+            // quarter, and the reserve refuses new ones where that was too much.
+            memory: Memory { capacity: None, oversubscription: 4.0, reserve: None },
+            disk: Disk { reserve: None },
             // A week: rot is found while last week's backup still has the file. It costs one read of
             // each bundle, past the page cache, for a tenth of the time at most.
             snapshots: Snapshots { scrub_interval_s: 7 * 24 * 3600 },
@@ -339,7 +394,7 @@ impl Default for Config {
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 40] = [
     "data_dir",
     "listen",
     "log.format",
@@ -368,6 +423,11 @@ const KEYS: [&str; 35] = [
     "defaults.memory",
     "defaults.vcpus",
     "defaults.overlay",
+    "cpu.oversubscription",
+    "memory.capacity",
+    "memory.oversubscription",
+    "memory.reserve",
+    "disk.reserve",
     "snapshots.scrub_interval_s",
     "limits.body",
     "limits.fork_count",
@@ -484,6 +544,11 @@ impl Config {
             }
             "defaults.vcpus" => self.defaults.vcpus = number(text, 1, MAX_VCPUS)?,
             "defaults.overlay" => self.defaults.overlay = size(text, ByteSize::mib(1))?,
+            "cpu.oversubscription" => self.cpu.oversubscription = ratio(text)?,
+            "memory.capacity" => self.memory.capacity = Some(size(text, MemMib::MIN.size())?),
+            "memory.oversubscription" => self.memory.oversubscription = ratio(text)?,
+            "memory.reserve" => self.memory.reserve = Some(size(text, ByteSize(0))?),
+            "disk.reserve" => self.disk.reserve = Some(size(text, ByteSize(0))?),
             "snapshots.scrub_interval_s" => self.snapshots.scrub_interval_s = number(text, 0, 366 * 24 * 3600)?,
             "limits.body" => self.limits.body = size(text, ByteSize(1024))?,
             "limits.fork_count" => self.limits.fork_count = number(text, 1, 10_000)?,
@@ -610,6 +675,14 @@ fn host_port(text: &str) -> Result<(Protocol, u16), String> {
 fn name_server(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse::<IpAddr>().map(|ip| SocketAddr::from((ip, 53)));
     address.or_else(|_| text.parse()).map_err(|_| format!("{text:?} is not an address, as in 192.0.2.53"))
+}
+
+/// How many times over something is given.
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.1..=10_000.0).contains(&ratio) => Ok(ratio),
+        _ => Err(format!("{text:?} is not a number from 0.1 to 10000")),
+    }
 }
 
 fn size(text: &str, min: ByteSize) -> Result<ByteSize, String> {
