@@ -13,6 +13,7 @@ mod scrape;
 
 use std::time::Duration;
 
+use hearth_model::capacity::{Amounts, Resource};
 use hearth_model::{Backend, ErrorKind, Op};
 use hearth_net::Made;
 use prometheus_client::metrics::counter::Counter;
@@ -23,8 +24,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use format::Format;
 use labels::{
-    BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, RestoreLabels, StepLabels,
-    VerificationLabel,
+    BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, ResourceLabel, RestoreLabels,
+    StepLabels, VerificationLabel,
 };
 pub(crate) use labels::{Plan, SocketWait, Verdict};
 
@@ -67,6 +68,9 @@ pub(crate) struct Metrics {
     slots_taken: Family<MadeLabel, Counter>,
     verifications: Family<VerificationLabel, Counter>,
     damaged: Gauge,
+    refusals: Family<ResourceLabel, Counter>,
+    reserved: Family<ResourceLabel, Gauge>,
+    limits: Family<ResourceLabel, Gauge>,
 }
 
 impl Metrics {
@@ -86,6 +90,9 @@ impl Metrics {
             slots_taken: Family::default(),
             verifications: Family::default(),
             damaged: Gauge::default(),
+            refusals: Family::default(),
+            reserved: Family::default(),
+            limits: Family::default(),
         };
         this.register();
         // A counter that first appears at one has not risen, as Prometheus sees it: the failure
@@ -96,6 +103,9 @@ impl Metrics {
         }
         for end in SocketWait::ALL {
             drop(this.socket_waits.get_or_create(&EndLabel::of(end)));
+        }
+        for resource in Resource::ALL {
+            drop(this.refusals.get_or_create(&ResourceLabel::of(resource)));
         }
         for verdict in Verdict::ALL {
             drop(this.verifications.get_or_create(&VerificationLabel::of(verdict)));
@@ -164,6 +174,21 @@ impl Metrics {
             "Snapshots that a verification has found to be damaged, and that are not loaded",
             self.damaged.clone(),
         );
+        registry.register(
+            "capacity_refusals",
+            "Requests that were refused before they began, by what the host has too little of",
+            self.refusals.clone(),
+        );
+        registry.register(
+            "capacity_reserved",
+            "What running instances and operations under way hold of the host, in the resource's unit",
+            self.reserved.clone(),
+        );
+        registry.register(
+            "capacity_limit",
+            "How much of it may be held, oversubscription included, in the resource's unit",
+            self.limits.clone(),
+        );
     }
 
     fn begin_at_zero(&self, backend: Backend) {
@@ -230,9 +255,31 @@ impl Metrics {
         self.verifications.get_or_create(&VerificationLabel::of(verdict)).inc();
     }
 
+    /// Something was refused for want of this.
+    pub(crate) fn refused(&self, short: Resource) {
+        self.refusals.get_or_create(&ResourceLabel::of(short)).inc();
+    }
+
+    /// So much is held now.
+    pub(crate) fn reserved(&self, total: &Amounts) {
+        set(&self.reserved, total, &Resource::ALL);
+    }
+
+    /// So much may be held; of disk, which is counted as it is free, nothing is known beforehand.
+    pub(crate) fn limits(&self, most: &Amounts) {
+        set(&self.limits, most, &[Resource::Vcpus, Resource::Memory, Resource::Files, Resource::Processes]);
+    }
+
     /// So many are marked as damaged now.
     pub(crate) fn damaged(&self, count: usize) {
         self.damaged.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}
+
+fn set(family: &Family<ResourceLabel, Gauge>, amounts: &Amounts, resources: &[Resource]) {
+    for resource in resources {
+        let amount = i64::try_from(amounts.of(*resource)).unwrap_or(i64::MAX);
+        family.get_or_create(&ResourceLabel::of(*resource)).set(amount);
     }
 }
 

@@ -1,5 +1,6 @@
 //! What series are told apart by: closed sets, and the labels made of them.
 
+use hearth_model::capacity::Resource;
 use hearth_model::{Backend, LoadPlan, Op};
 use hearth_net::Made;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -189,6 +190,17 @@ pub(super) struct VerificationLabel {
 impl VerificationLabel {
     pub(super) fn of(verdict: Verdict) -> Self {
         Self { result: verdict.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ResourceLabel {
+    resource: &'static str,
+}
+
+impl ResourceLabel {
+    pub(super) fn of(resource: Resource) -> Self {
+        Self { resource: resource.as_str() }
     }
 }
 
