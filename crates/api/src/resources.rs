@@ -16,6 +16,12 @@ pub struct Resources {
     pub memory: ResourceStatus,
     /// Network bandwidth, in bits per second; all zero where none is accounted.
     pub network: ResourceStatus,
+    /// Ours: descriptors of the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<ResourceStatus>,
+    /// Ours: processes and threads of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<ResourceStatus>,
     /// What the disk is used for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_breakdown: Option<DiskBreakdown>,
@@ -24,13 +30,13 @@ pub struct Resources {
 /// One resource of the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ResourceStatus {
-    /// Given to instances.
+    /// Given to instances; of the disk, what cannot be given any more, whoever has it.
     pub allocated: u64,
     /// Still to give.
     pub available: u64,
     /// What the host has.
     pub capacity: u64,
-    /// `capacity` × `oversub_ratio`.
+    /// `capacity` × `oversub_ratio`; of the disk, `capacity` less what is always left free.
     pub effective_limit: u64,
     /// How many times over it may be given.
     pub oversub_ratio: f64,

@@ -159,6 +159,8 @@ fn resources() -> Resources {
         disk: status("disk"),
         memory: status("memory"),
         network: status("network"),
+        files: None,
+        processes: None,
         disk_breakdown: Some(DiskBreakdown { images_bytes: Some(1), overlays_bytes: None, snapshots_bytes: Some(2) }),
     }
 }

@@ -4,16 +4,17 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hearth_model::load::ResumeOnLoad;
 use hearth_model::runtime::Accel;
-use hearth_model::{Backend, Kind as _};
+use hearth_model::{Backend, ByteSize, Kind as _};
 use hearth_vmm::BackendProbe;
 
 use crate::config::{Config, NetworkMode, ServeOptions};
 use crate::hatch::Hatch;
 use crate::host::Vmms;
+use crate::resources;
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -98,7 +99,7 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
             not_available(probe)
         });
     }
-    let cgroups = cgroups(&vmms);
+    let (cgroups, no_cgroups) = (cgroups(&vmms), vmms.launcher.cgroups().is_err());
     checks.push(match vmms.accel {
         Accel::Kvm => Check::new("KVM", Verdict::Ok, vmms.accel_why),
         Accel::Tcg => Check::new("KVM", Verdict::Warn, format!("{}; guests are translated (TCG)", vmms.accel_why))
@@ -115,7 +116,8 @@ pub async fn doctor(options: DoctorOptions, progress: impl Fn(&str) + Send + Syn
         }
     }));
     checks.push(network(&config));
-    checks.push(data_dir(&config.data_dir));
+    checks.push(data_dir(&config));
+    checks.push(how_many(&config, no_cgroups));
     checks.push(privileges());
     checks.push(port(&config));
     checks
@@ -207,13 +209,48 @@ fn network(config: &Config) -> Check {
     }
 }
 
-fn data_dir(dir: &Path) -> Check {
+/// So many instances are few enough to be in somebody's way.
+const FEW: u64 = 64;
+
+/// How many instances the host's tables have room for, whatever their size.
+fn how_many(config: &Config, own_cgroup: bool) -> Check {
+    let name = "limits";
+    // As the daemon does it at its start.
+    crate::serve::open_many_files();
+    let (files, processes) = (resources::files(), resources::processes(own_cgroup));
+    let instances = resources::instances_for(files, processes);
+    let memory = resources::limits(config, &resources::capacity(&config.data_dir), own_cgroup).most.memory;
+    let found = format!(
+        "{files} open files and {processes} processes: {instances} instances, with {} of memory together",
+        ByteSize(memory)
+    );
+    if instances >= FEW {
+        return Check::new(name, Verdict::Ok, found);
+    }
+    let remedy = if resources::instances_for(files, u64::MAX) < FEW {
+        "raise the limit of open files (LimitNOFILE= of the service, `ulimit -Hn`)"
+    } else {
+        "raise the limit of processes (TasksMax= of the service, pids.max of its cgroup, kernel.pid_max)"
+    };
+    Check::new(name, Verdict::Warn, found).remedy(remedy)
+}
+
+fn data_dir(config: &Config) -> Check {
+    let dir = &config.data_dir;
     // The directory may not be there yet: then its nearest parent is what counts.
     let Some(there) = dir.ancestors().find(|path| path.is_dir()) else {
         return Check::new("data directory", Verdict::Fail, format!("{}: no parent exists", dir.display()));
     };
     let space = match hearth_disk::free_space(there) {
-        Ok(space) => format!("{} free", hearth_model::ByteSize(space.free)),
+        Ok(space) => {
+            let (free, reserve) = (ByteSize(space.free), config.disk.reserve_of(space.total));
+            if free <= reserve {
+                let found = format!("{}: {free} free, no more than the reserve of {reserve}", dir.display());
+                return Check::new("data directory", Verdict::Fail, found)
+                    .remedy("remove what nobody needs from its file system, or lower disk.reserve");
+            }
+            format!("{free} free, {reserve} of it a reserve")
+        }
         Err(error) => hearth_model::error::chain(&error),
     };
     match hearth_disk::reflink_supported(there) {

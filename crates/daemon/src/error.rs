@@ -3,6 +3,7 @@
 //! Adapters' errors come in through [`OpError::step`]; nobody writes variants for steps. The edge
 //! (`http/error.rs`) turns it into a response.
 
+use hearth_model::capacity::Full;
 use hearth_model::{Denied, ErrorKind, Kind, Op};
 
 /// Why an operation failed.
@@ -82,6 +83,13 @@ impl OpError {
         Self { op: Some(op), ..Self::new(denied.kind(), format!("instance {name}: {denied}")) }
             .hinted(denied.hint())
             .about("instance", name)
+    }
+
+    /// The host has no room for it.
+    pub fn full(op: Op, instance: &str, full: &Full) -> Self {
+        Self { op: Some(op), ..Self::new(full.kind(), format!("{op} {instance}: {full}")) }
+            .hinted(full.hint())
+            .about("instance", instance)
     }
 
     /// Says which thing it is about.

@@ -23,6 +23,7 @@ use crate::networks::{Networks, Place};
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
 use crate::pins::Pins;
+use crate::reservations::Reservations;
 use crate::run::blocking;
 use crate::scrub::Scrubber;
 use crate::settle::Settler;
@@ -34,6 +35,7 @@ pub(crate) struct Host {
     pub(crate) data: DataDir,
     pub(crate) store: Store,
     pub(crate) pins: Pins,
+    pub(crate) room: Arc<Reservations>,
     pub(crate) vmms: Vmms,
     pub(crate) networks: Networks,
     pub(crate) settler: Settler,
@@ -83,6 +85,7 @@ impl Host {
         let settler = Settler::start(data.snapshots(), pins.clone())?;
         let metrics = Arc::new(Metrics::new(vmms.usable()));
         let scrubber = Scrubber::start(data.snapshots(), config.snapshots.scrub_interval(), Arc::clone(&metrics))?;
+        let room = Reservations::new(&config, data.root(), vmms.launcher.cgroups().is_err(), Arc::clone(&metrics));
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
         Ok(Arc::new(Self {
@@ -94,6 +97,7 @@ impl Host {
             data,
             store,
             pins,
+            room: Arc::new(room),
             settler,
             scrubber,
             metrics,

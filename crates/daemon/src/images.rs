@@ -34,6 +34,13 @@ impl Images {
         tags: BTreeMap<String, String>,
     ) -> Result<ImageRecord, OpError> {
         let _turn = self.importing.lock().await;
+        let archive =
+            tokio::fs::metadata(path).await.ok().filter(std::fs::Metadata::is_file).map_or(0, |file| file.len());
+        let _space = self.host.room.for_import(archive).map_err(|full| {
+            OpError::new(full.kind(), format!("import {name}: {full}"))
+                .hinted(full.hint())
+                .about("image", name.as_str())
+        })?;
         let (source, images, log_name): (PathBuf, _, _) = (path.to_owned(), self.host.data.images(), name.clone());
         let imported = blocking(move || {
             let progress = |progress: Progress| tracing::debug!(image = %log_name, ?progress, "import");

@@ -24,6 +24,7 @@ mod paths;
 mod pins;
 mod recover;
 mod registry;
+mod reservations;
 mod resources;
 mod restart;
 mod run;

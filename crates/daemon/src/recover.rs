@@ -2,8 +2,9 @@
 //!
 //! The decisions are `hearth_model::recovery`'s; here they are carried out. A VMM that runs is
 //! taken over and never ended; what an operation that was cut off may have made is removed by
-//! name; where one could not look, nothing is touched.
+//! name; where one could not look, nothing is touched, and the instance's driver looks again.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
 use hearth_model::error::io_kind;
 use hearth_model::recovery::{Observed, Recovery, recover};
-use hearth_model::{InstanceState, Op, Phase, RestartStatus, SnapshotId};
+use hearth_model::{InstanceId, InstanceState, Op, Phase, RestartStatus, SnapshotId};
 use hearth_store::InstanceRecord;
 use tracing::{info, warn};
 
@@ -30,6 +31,7 @@ const AT_ONCE: usize = 64;
 
 /// Brings every recorded instance under a driver.
 pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
+    host.room.begin_anew();
     // Before any VMM is started: one whose VMM is about to come is empty too.
     if let Err(error) = host.vmms.launcher.sweep_cgroups() {
         warn!(%error, "cgroups of VMMs that have ended could not be swept");
@@ -41,7 +43,7 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
         move || hearth_snapshot::withdrawn(&snapshots)
     });
     withdrawn.await?.iter().try_for_each(|id| host.store.remove_snapshot(id))?;
-    let known: std::collections::BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
+    let known: BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
     let swept = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;
     for error in &swept.failed {
         warn!(error = %hearth_model::error::chain(error), "could not be swept");
@@ -54,22 +56,61 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
     }
     end_imports(host).await?;
     // Guests that do not answer are waited for side by side.
-    stream::iter(host.store.instances()?)
-        .for_each_concurrent(AT_ONCE, |record| async move {
-            let (id, name) = (record.id.clone(), record.spec.name.clone());
-            let Err(error) = recover_one(host, registry, record.clone()).await else { return };
-            warn!(%id, %name, %error, "the instance could not be brought back under control: trying once more");
-            // Its VMM may have ended meanwhile: then something else is decided.
-            let Err(error) = recover_one(host, registry, record.clone()).await else { return };
-            warn!(%id, %name, %error, "the instance could not be brought back under control");
-            // Nobody loses an instance: it is shown, with the reason, and can be removed.
-            let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
-            if let Err(error) = rest(host, registry, record, state) {
-                warn!(%id, %name, %error, "that could not be recorded");
-            }
-        })
+    let recovered = stream::iter(host.store.instances()?).map(|record| async move {
+        let (id, name) = (record.id.clone(), record.spec.name.clone());
+        let error = match recover_one(host, registry, record.clone()).await {
+            Ok(seen) => return (id, seen),
+            Err(error) => error,
+        };
+        warn!(%id, %name, %error, "the instance could not be brought back under control: trying once more");
+        // Its VMM may have ended meanwhile: then something else is decided.
+        let error = match recover_one(host, registry, record.clone()).await {
+            Ok(seen) => return (id, seen),
+            Err(error) => error,
+        };
+        warn!(%id, %name, %error, "the instance could not be brought back under control");
+        // Nobody loses an instance: it is shown, with the reason, and can be removed.
+        let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
+        if let Err(error) = rest(host, registry, record, state) {
+            warn!(%id, %name, %error, "that could not be recorded");
+        }
+        (id, Seen::Yes)
+    });
+    let unseen: BTreeSet<_> = recovered
+        .buffer_unordered(AT_ONCE)
+        .filter_map(|(id, seen)| async move { (seen == Seen::No).then_some(id) })
+        .collect()
         .await;
-    drop_orphans(host, registry)
+    let orphans = orphans(host)?;
+    for snapshot in host.store.snapshots()? {
+        if !orphans.contains(&snapshot.id) {
+            host.settler.later(&snapshot.id);
+        } else if !unseen.contains(&snapshot.source_instance) {
+            // Of one that could not be seen they may hold all that it has.
+            registry.drop_snapshot_later(snapshot.id);
+        }
+    }
+    Ok(())
+}
+
+/// Whether it could be looked for an instance's VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Yes,
+    No,
+}
+
+/// What became of a recorded instance.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// It runs.
+    Running(Box<InstanceRecord>, Live, Option<EventReceiver>),
+    /// It has no VMM, and rests there.
+    Rests(Box<InstanceRecord>, InstanceState),
+    /// Nothing of it is left; its record goes next.
+    Nothing,
+    /// That could not be seen: nothing was touched.
+    Unseen(&'static str),
 }
 
 /// A record without a bundle: made by an operation that was cut off before it published, or left
@@ -103,7 +144,28 @@ async fn end_imports(host: &Arc<Host>) -> Result<(), OpError> {
     Ok(())
 }
 
-async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: InstanceRecord) -> Result<(), OpError> {
+async fn recover_one(host: &Arc<Host>, registry: &Registry, record: InstanceRecord) -> Result<Seen, OpError> {
+    match look(host, record.clone()).await? {
+        Found::Running(record, live, events) => {
+            host.store.update_instance(&record)?;
+            registry.adopt(*record, Some((live, events)));
+        }
+        Found::Rests(record, state) => rest(host, registry, *record, state)?,
+        Found::Nothing => {
+            host.store.remove_instance(&record.id)?;
+            host.networks.give_back(&record);
+        }
+        Found::Unseen(why) => {
+            registry.adopt_unseen(record, why);
+            return Ok(Seen::No);
+        }
+    }
+    Ok(Seen::Yes)
+}
+
+/// Looks for the VMM of a recorded instance, decides, and does to the host what was decided. Record
+/// and driver are left to the caller.
+pub(crate) async fn look(host: &Arc<Host>, mut record: InstanceRecord) -> Result<Found, OpError> {
     let (observed, vmm) = match recorded_seat(&record) {
         None => (Observed::Gone, None),
         Some(seat) => match host.adopt(&seat).await {
@@ -120,10 +182,12 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
     info!(id = %record.id, name = %record.spec.name, phase = ?record.phase, ?observed, ?decision, "recovering");
     match decision {
         Recovery::Adopt => {
-            let Some(vmm) = vmm else { return Ok(()) };
-            adopt(host, registry, record, vmm).await
+            let Some(vmm) = vmm else { return Ok(Found::Unseen("its VMM was there, and could not be taken over")) };
+            let (live, events) = take_over(host, &record, vmm).await?;
+            record.phase = Phase::Resting(InstanceState::Running);
+            Ok(Found::Running(Box::new(record), live, events))
         }
-        Recovery::Rest(state) => rest(host, registry, record, state),
+        Recovery::Rest(state) => Ok(Found::Rests(Box::new(record), state)),
         Recovery::NoteExit => {
             record.exit.get_or_insert_with(restart::unseen_exit);
             clean(host, &record).await?;
@@ -136,7 +200,7 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
                 Phase::Busy { .. } | Phase::Resting(_) => restart::after_end(&mut record, now_ms()),
             }
             (record.seat, record.slot) = (None, None);
-            rest(host, registry, record, InstanceState::Stopped)
+            Ok(Found::Rests(Box::new(record), InstanceState::Stopped))
         }
         Recovery::Undo(state) => {
             clean(host, &record).await?;
@@ -146,20 +210,15 @@ async fn recover_one(host: &Arc<Host>, registry: &Registry, mut record: Instance
                 record.restart = record.restart.after_failed_attempt(&record.spec.restart, now_ms());
             }
             (record.seat, record.slot) = (None, None);
-            rest(host, registry, record, state)
+            Ok(Found::Rests(Box::new(record), state))
         }
         Recovery::Remove | Recovery::FinishDelete => {
             clean(host, &record).await?;
             let whole = host.data.instance(&record.id).path().to_owned();
             blocking(move || hearth_disk::remove(&whole)).await?;
-            host.store.remove_instance(&record.id)?;
-            host.networks.give_back(&record);
-            Ok(())
+            Ok(Found::Nothing)
         }
-        Recovery::Hold(why) => {
-            let state = InstanceState::Failed { reason: why.to_owned() };
-            rest(host, registry, record, state)
-        }
+        Recovery::Hold(why) => Ok(Found::Unseen(why)),
     }
 }
 
@@ -200,12 +259,11 @@ async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError>
     .await
 }
 
-async fn adopt(
+async fn take_over(
     host: &Arc<Host>,
-    registry: &Registry,
-    mut record: InstanceRecord,
+    record: &InstanceRecord,
     vmm: hearth_vmm::Vmm,
-) -> Result<(), OpError> {
+) -> Result<(Live, Option<EventReceiver>), OpError> {
     // An operation that was cut off may have left it paused; one that runs stays as it is.
     if matches!(record.phase, Phase::Busy { .. }) {
         vmm.resume().await?;
@@ -219,17 +277,14 @@ async fn adopt(
         }
     }
     // An operation that was cut off may have closed its gate.
-    let placed = match host.networks.adopt(&record).await {
+    let placed = match host.networks.adopt(record).await {
         Ok(()) if record.slot.is_some() => host.networks.unlock(&record.id).await,
         adopted => adopted,
     };
     if let Err(error) = placed {
         warn!(id = %record.id, %error, "the instance runs on without its network");
     }
-    record.phase = Phase::Resting(InstanceState::Running);
-    host.store.update_instance(&record)?;
-    registry.adopt(record, Some((Live { vmm, agent }, events)));
-    Ok(())
+    Ok((Live { vmm, agent }, events))
 }
 
 fn rest(
@@ -248,9 +303,9 @@ fn rest(
     Ok(())
 }
 
-/// Internal snapshots that no instance's standby points to were made by something cut off.
-fn drop_orphans(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
-    let held: std::collections::BTreeSet<_> = host
+/// Internal snapshots that no instance's standby points to: made by something that was cut off.
+fn orphans(host: &Arc<Host>) -> Result<BTreeSet<SnapshotId>, OpError> {
+    let held: BTreeSet<_> = host
         .store
         .instances()?
         .into_iter()
@@ -259,13 +314,17 @@ fn drop_orphans(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
             InstanceState::Stopped | InstanceState::Running | InstanceState::Failed { .. } => None,
         })
         .collect();
-    for snapshot in host.store.snapshots()? {
-        if snapshot.internal && !held.contains(&snapshot.id) {
-            registry.drop_snapshot_later(snapshot.id);
-        } else {
-            host.settler.later(&snapshot.id);
-        }
-    }
+    let all = host.store.snapshots()?.into_iter().filter(|snapshot| snapshot.internal).map(|snapshot| snapshot.id);
+    Ok(all.filter(|id| !held.contains(id)).collect())
+}
+
+/// Removes those of one instance, of which it is known at last where it rests.
+pub(crate) fn drop_orphans_of(host: &Arc<Host>, registry: &Registry, instance: &InstanceId) -> Result<(), OpError> {
+    let orphans = orphans(host)?;
+    let snapshots = host.store.snapshots()?.into_iter();
+    snapshots
+        .filter(|snapshot| snapshot.source_instance == *instance && orphans.contains(&snapshot.id))
+        .for_each(|snapshot| registry.drop_snapshot_later(snapshot.id));
     Ok(())
 }
 
@@ -355,5 +414,86 @@ mod tests {
         assert!(refused.hint.expect("what to do").contains("hearth stop web"));
         assert_eq!(world.at_rest().await, before);
         assert_eq!(*world.get("web").view().state(), InstanceState::Running);
+    }
+
+    /// A standby was cut off after its bundle was published, and its VMM cannot be looked for.
+    async fn cut_off_and_unseen(looks: u32) -> (World, InstanceRecord, SnapshotId) {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        let seat = world.host.store.instance(web.id()).expect("readable").expect("recorded").seat;
+        let InstanceState::Standby { snapshot } = web.standby().await.expect("standby").state().clone() else {
+            panic!("it is in standby");
+        };
+        let mut record = world.host.store.instance(web.id()).expect("readable").expect("recorded");
+        record.phase = Phase::Busy { op: Op::Standby, from: InstanceState::Running };
+        record.seat = seat;
+        world.host.store.update_instance(&record).expect("stored");
+        world.fake().blind(looks);
+        world.reborn().await;
+        (world, record, snapshot)
+    }
+
+    async fn until(web: &crate::handle::InstanceHandle, is_so: impl Fn(&InstanceState) -> bool) -> InstanceState {
+        let mut watch = web.watch();
+        let found = tokio::time::timeout(Duration::from_secs(10), watch.wait_for(|view| is_so(view.state()))).await;
+        found.expect("in time").expect("it has a driver").state().clone()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_could_not_be_looked_for_is_looked_for_again_and_keeps_all_that_it_has() {
+        let (world, record, snapshot) = cut_off_and_unseen(3).await;
+        let web = world.get("web");
+        if let InstanceState::Failed { reason } = web.view().state() {
+            assert!(reason.contains("could not look for its VMM; looking again"), "{reason}");
+            let stored = world.host.store.instance(&record.id).expect("readable").expect("recorded");
+            assert_eq!(stored, record, "the record stays as it was left");
+            assert!(world.host.store.snapshot(&snapshot).expect("readable").is_some(), "so does its memory");
+            assert_eq!(web.start().await.expect_err("it is not known").kind, ErrorKind::WrongState);
+        }
+        let state = until(&web, |state| !matches!(state, InstanceState::Failed { .. })).await;
+        assert_eq!(state, InstanceState::Standby { snapshot });
+        assert_eq!(world.host.room.holders(), (0, 0), "it does not run");
+        web.restore().await.expect("nothing was lost");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_runs_on_unseen_is_taken_over_when_it_is_seen() {
+        let mut world = World::new().await;
+        world.create("web").await.expect("created");
+        world.fake().blind(2);
+        world.reborn().await;
+        let web = world.get("web");
+        assert_eq!(world.host.room.holders(), (1, 0), "it may run, and has what it had");
+        until(&web, |state| *state == InstanceState::Running).await;
+        assert_eq!((world.fake().alive().len(), world.host.room.holders()), (1, (1, 0)));
+        web.standby().await.expect("it obeys again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_is_never_seen_has_failed_in_the_end_and_can_be_deleted() {
+        let (mut world, record, snapshot) = cut_off_and_unseen(u32::MAX).await;
+        let web = world.get("web");
+        let last =
+            |state: &InstanceState| matches!(state, InstanceState::Failed { reason } if !reason.contains("again"));
+        until(&web, last).await;
+        let stored = world.host.store.instance(&record.id).expect("readable").expect("recorded");
+        assert!(matches!(stored.phase, Phase::Resting(InstanceState::Failed { .. })));
+        assert!(world.host.store.snapshot(&snapshot).expect("readable").is_some(), "nothing was deleted meanwhile");
+        world.fake().blind(0);
+        web.delete(false).await.expect("deleted");
+        world.reborn().await;
+        let left = world.at_rest().await;
+        assert_eq!((world.registry.list().len(), world.host.room.holders()), (0, (0, 0)), "{left:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_is_unseen_can_be_deleted_at_once() {
+        let mut world = World::new().await;
+        world.create("web").await.expect("created");
+        world.fake().blind(1);
+        world.reborn().await;
+        world.get("web").delete(false).await.expect("deleted");
+        assert_eq!((world.registry.list().len(), world.fake().alive().len()), (0, 0));
+        assert_eq!(world.host.room.holders(), (0, 0));
     }
 }

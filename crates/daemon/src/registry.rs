@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
+use hearth_model::capacity::Amounts;
 use hearth_model::network::inner;
 use hearth_model::{
     ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, RestartStatus, SnapshotId,
@@ -15,7 +16,7 @@ use hearth_model::{
 use hearth_store::lookup::{Called, resolve};
 use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, SnapshotKind, SnapshotRecord};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::clock::now_ms;
 use crate::driver::Driver;
@@ -24,6 +25,8 @@ use crate::handle::{InstanceHandle, InstanceView, Request};
 use crate::host::Host;
 use crate::ops::{ForkPlan, Live, RevertPlan, SnapshotPlan, Target};
 use crate::pins::Pin;
+use crate::reservations::{Taken, of_boot, writes};
+use crate::resources::machine;
 use crate::run::blocking;
 
 /// All instances.
@@ -104,8 +107,11 @@ impl Registry {
     /// Takes the name of a new instance of an image; [`Request::Create`] boots it.
     pub(crate) fn begin(&self, spec: InstanceSpec, image_digest: String) -> Result<InstanceHandle, OpError> {
         self.inner.host.check_backend(spec.backend)?;
-        let record = self.reserve(Op::Create, spec, image_digest, None)?;
-        Ok(self.spawn(record, None))
+        let wants = Amounts { disk: writes(of_boot(&spec)).disk, ..machine(&spec) };
+        let room = self.room(Op::Create, &spec.name, wants)?;
+        let record = self.reserve(Op::Create, spec, image_digest, None, room.id().clone())?;
+        room.keep();
+        Ok(self.spawn(record, None, None))
     }
 
     /// Makes one instance of a snapshot, or of an instance as it is now.
@@ -125,30 +131,35 @@ impl Registry {
             1 => vec![request.name.clone()],
             count => (1..=count).map(|number| request.name.numbered(number)).collect(),
         };
-        let (pin, record, origin, made_for_it) = self.fork_from(&source, &request).await?;
+        // Room for all of them before anything is done: a source that runs is paused for a snapshot.
+        let given = match source {
+            ForkSource::Snapshot(_) => Some(self.fork_from(&source, &request).await?),
+            ForkSource::Instance(_) => None,
+        };
+        let (target, wants) = self.plan_fork(&source, given.as_ref().map(|(_, record, ..)| record), &request);
+        let rooms: Vec<_> = names.into_iter().map(|name| (self.room(Op::Fork, &name, wants), name)).collect();
+        if rooms.iter().all(|(room, _)| room.is_err()) {
+            return Ok(rooms.into_iter().filter_map(|(room, name)| room.err().map(|full| (name, Err(full)))).collect());
+        }
+        let (pin, record, origin, made_for_it) = match given {
+            Some(given) => given,
+            None => self.fork_from(&source, &request).await?,
+        };
         if !record.spec.agent && !request.env.is_empty() {
             return Err(OpError::new(ErrorKind::Unsupported, "env: the guest has no agent to take variables")
                 .hinted("leave out \"env\"")
                 .about("snapshot", record.id.as_str()));
         }
-        let target = request.target.unwrap_or(match source {
-            ForkSource::Instance(ref handle) => match handle.view().state() {
-                InstanceState::Standby { .. } => Target::Standby,
-                InstanceState::Running => Target::Running,
-                InstanceState::Stopped | InstanceState::Failed { .. } => Target::Stopped,
-            },
-            ForkSource::Snapshot(_) => match record.kind {
-                SnapshotKind::Standby => Target::Running,
-                SnapshotKind::Stopped => Target::Stopped,
-            },
-        });
 
-        let forks = names.into_iter().map(|name| {
+        let forks = rooms.into_iter().map(|(room, name)| {
             let (this, record, origin) = (self.clone(), record.clone(), origin.clone());
             let spec = record.spec.clone().forked(name.clone(), request.env.clone(), request.tags.clone());
             let pin = this.inner.host.pins.pin(&record.id);
             tokio::spawn(async move {
-                let forked = this.fork_one(spec, &record, origin, pin, target).await;
+                let forked = match room {
+                    Ok(room) => this.fork_one(spec, &record, origin, (pin, target), room).await,
+                    Err(full) => Err(full),
+                };
                 (name, forked)
             })
         });
@@ -218,7 +229,24 @@ impl Registry {
 
     /// Puts an instance that is there already under a driver: at the daemon's start.
     pub(crate) fn adopt(&self, record: InstanceRecord, born: Option<(Live, Option<EventReceiver>)>) -> InstanceHandle {
-        self.spawn(record, born)
+        // One that has failed may have a VMM still, if it ever had one.
+        let may_have = matches!(record.phase.state(), InstanceState::Failed { .. }) && record.seat.is_some();
+        if born.is_some() || may_have {
+            self.inner.host.room.hold(&record.id, machine(&record.spec));
+        }
+        self.spawn(record, born, None)
+    }
+
+    /// Puts one under a driver of which it could not be seen whether it runs: it is shown as failed
+    /// meanwhile, and its record stays as it was left.
+    pub(crate) fn adopt_unseen(&self, record: InstanceRecord, why: &str) -> InstanceHandle {
+        // It may run, and then has what it had.
+        self.inner.host.room.hold(&record.id, machine(&record.spec));
+        let reason = format!("after a restart of the daemon: {why}; looking again");
+        let mut shown = record.clone();
+        shown.phase = Phase::Resting(InstanceState::Failed { reason });
+        shown.restart.next_attempt_at_ms = None;
+        self.spawn(shown, None, Some(record))
     }
 
     /// Cancelled when the daemon drains: streams without an end of their own must end, and nothing
@@ -313,16 +341,73 @@ impl Registry {
         Ok((pin, record, origin, made_for_it))
     }
 
+    /// Where forks shall rest, and what the host needs for each of them. `given`: the snapshot, where
+    /// the source is one.
+    fn plan_fork(
+        &self,
+        source: &ForkSource,
+        given: Option<&SnapshotRecord>,
+        request: &ForkRequest,
+    ) -> (Target, Amounts) {
+        let host = &self.inner.host;
+        let bundle = |id: &SnapshotId| host.data.snapshots().join(id.as_str());
+        let (spec, disks, rests) = match (source, given) {
+            (ForkSource::Snapshot(id), Some(record)) => {
+                let rests = match record.kind {
+                    SnapshotKind::Standby => Target::Running,
+                    SnapshotKind::Stopped => Target::Stopped,
+                };
+                (record.spec.clone(), bundle(id), rests)
+            }
+            (ForkSource::Instance(handle), _) => {
+                let view = handle.view();
+                let (disks, rests) = match view.state() {
+                    InstanceState::Standby { snapshot } => (bundle(snapshot), Target::Standby),
+                    InstanceState::Running => (handle.dir().path().to_owned(), Target::Running),
+                    InstanceState::Stopped | InstanceState::Failed { .. } => {
+                        (handle.dir().path().to_owned(), Target::Stopped)
+                    }
+                };
+                (view.record.spec.clone(), disks, rests)
+            }
+            // Nothing is known of a snapshot that is not there, and nothing is made of it.
+            (ForkSource::Snapshot(_), None) => return (Target::Stopped, Amounts::NOTHING),
+        };
+        let target = request.target.unwrap_or(rests);
+        let clones = match target {
+            Target::Running | Target::Stopped => {
+                let writable = spec.disks().into_iter().filter(|disk| !disk.read_only);
+                host.room.of_clones(writable.map(|disk| disks.join(disk.path)))
+            }
+            Target::Standby => 0,
+        };
+        let wants = match target {
+            Target::Running => Amounts { disk: writes(clones).disk, ..machine(&spec) },
+            Target::Standby | Target::Stopped => writes(clones),
+        };
+        (target, wants)
+    }
+
+    /// Room for a new instance, and its id; held before anything is done for it.
+    fn room(&self, op: Op, name: &InstanceName, wants: Amounts) -> Result<Taken, OpError> {
+        let id = InstanceId::from_entropy(random()?);
+        self.inner.host.room.take_new(id, wants).map_err(|full| {
+            info!(%op, %name, %full, "refused: the host has no room");
+            OpError::full(op, name.as_str(), &full)
+        })
+    }
+
     async fn fork_one(
         &self,
         spec: InstanceSpec,
         from: &SnapshotRecord,
         origin: Origin,
-        source: Pin,
-        target: Target,
+        (source, target): (Pin, Target),
+        room: Taken,
     ) -> Result<InstanceHandle, OpError> {
-        let record = self.reserve(Op::Fork, spec, from.image_digest.clone(), Some(origin))?;
-        let handle = self.spawn(record, None);
+        let record = self.reserve(Op::Fork, spec, from.image_digest.clone(), Some(origin), room.id().clone())?;
+        room.keep();
+        let handle = self.spawn(record, None, None);
         handle.submit(Request::Fork(ForkPlan { source, target })).await?;
         Ok(handle)
     }
@@ -338,9 +423,9 @@ impl Registry {
         spec: InstanceSpec,
         image_digest: String,
         source: Option<Origin>,
+        id: InstanceId,
     ) -> Result<InstanceRecord, OpError> {
         let (host, now) = (&self.inner.host, now_ms());
-        let id = InstanceId::from_entropy(random()?);
         let record = InstanceRecord {
             mac: spec.network.as_ref().map(|_| inner::MAC_TEXT.to_owned()),
             address: host.networks.lease(&spec)?,
@@ -364,11 +449,16 @@ impl Registry {
         Ok(record)
     }
 
-    fn spawn(&self, record: InstanceRecord, born: Option<(Live, Option<EventReceiver>)>) -> InstanceHandle {
+    fn spawn(
+        &self,
+        record: InstanceRecord,
+        born: Option<(Live, Option<EventReceiver>)>,
+        unseen: Option<InstanceRecord>,
+    ) -> InstanceHandle {
         let host = Arc::clone(&self.inner.host);
         let (handle, told) = InstanceHandle::new(Arc::clone(&host), record.clone());
         self.write().insert(record.id.clone(), handle.clone());
-        Driver::spawn(host, self.clone(), handle.clone(), record, born, told);
+        Driver::spawn(host, self.clone(), handle.clone(), record, born, unseen, told);
         handle
     }
 

@@ -186,7 +186,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 /// Each instance takes some descriptors: of its VMM, its agent, its slot of the network. What the
 /// session allows is often no more than 1024, and what it may be raised to far more. VMMs get the
 /// same, and need far less.
-fn open_many_files() {
+pub(crate) fn open_many_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {

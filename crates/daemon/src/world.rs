@@ -97,6 +97,8 @@ pub(crate) struct Picture {
     imports: usize,
     /// Slots of the network that are taken, those that are open, and leased addresses.
     network: (usize, usize, usize),
+    /// Who holds something of the host, and bytes that are about to be written.
+    room: (usize, u64),
 }
 
 impl World {
@@ -282,6 +284,7 @@ impl World {
                 std::fs::read_dir(self.host.data.snapshots()).expect("listed").count(),
             ),
             imports: std::fs::read_dir(self.host.data.imports()).expect("listed").count(),
+            room: self.host.room.holders(),
             network: (self.network.taken().len(), self.network.open().len(), self.network.leased().len()),
         }
     }

@@ -29,7 +29,7 @@ pub enum Recovery {
     Remove,
     /// The deletion was cut off: finish it.
     FinishDelete,
-    /// Leave everything, and say why.
+    /// Leave everything, say why, and look again.
     Hold(&'static str),
 }
 
@@ -38,6 +38,7 @@ pub enum Recovery {
 pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Recovery {
     use InstanceState::{Failed, Running, Standby, Stopped};
     match (phase, seen) {
+        (Phase::Resting(state @ Failed { .. }), _) => Recovery::Rest(state.clone()),
         (_, Observed::Unknown) => Recovery::Hold("could not look for its VMM"),
 
         (Phase::Resting(Running), Observed::Alive) => Recovery::Adopt,
@@ -45,7 +46,6 @@ pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Reco
         // A VMM is there that the record does not know of: an operation was cut off at its end.
         (Phase::Resting(state @ (Stopped | Standby { .. })), Observed::Alive) => Recovery::Undo(state.clone()),
         (Phase::Resting(state @ (Stopped | Standby { .. })), Observed::Gone) => Recovery::Rest(state.clone()),
-        (Phase::Resting(state @ Failed { .. }), Observed::Alive | Observed::Gone) => Recovery::Rest(state.clone()),
 
         (Phase::Busy { op: Op::Delete, .. }, Observed::Alive | Observed::Gone) => Recovery::FinishDelete,
         (Phase::Busy { op: Op::Create | Op::Fork, .. }, Observed::Alive | Observed::Gone) => Recovery::Remove,

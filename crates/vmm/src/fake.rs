@@ -60,6 +60,8 @@ struct State {
     cgroups: BTreeSet<PathBuf>,
     calls: u32,
     fail: Option<(u32, When)>,
+    /// So many looks for a VMM fail from now on.
+    blind: u32,
 }
 
 struct Running {
@@ -221,7 +223,11 @@ impl FakeHost {
 
     pub(crate) fn adopt(&self, seat: &Seat) -> Result<Option<Fake>, AdoptError> {
         self.call(AdoptError::Demanded, || {
-            let state = self.lock();
+            let mut state = self.lock();
+            if let Some(left) = state.blind.checked_sub(1) {
+                state.blind = left;
+                return Err(AdoptError::Demanded);
+            }
             let found = state.vmms.get(&seat.pid).filter(|vmm| vmm.seat == *seat);
             Ok(found.map(|vmm| Fake { host: self.clone(), seat: seat.clone(), exit: vmm.exit.subscribe() }))
         })
@@ -302,6 +308,11 @@ impl FakeHost {
         state.vmms.insert(seat.pid, vmm);
         state.cgroups.insert(spec.dir.clone());
         Ok(Fake { host: self.clone(), seat, exit })
+    }
+
+    /// Lets the next looks for a VMM fail, so many of them.
+    pub fn blind(&self, looks: u32) {
+        self.lock().blind = looks;
     }
 
     /// Counts a call, and lets it fail if it is the one.

@@ -20,6 +20,7 @@ use super::bundle::{self, Source, Use};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::registry::random;
+use crate::reservations::Promise;
 use crate::run::{Run, blocking};
 
 /// What is imported, and as what.
@@ -57,6 +58,7 @@ pub(crate) async fn import(host: &Arc<Host>, plan: &ImportPlan, run: &mut Run) -
     run.step("look for the name", async { free(host, &plan.name) }).await?;
     let wanted = plan.clone();
     let pair = run.step("look for state and memory", blocking(move || find(&wanted))).await?;
+    let _space = run.step("look for room", async { room(host, &pair) }).await?;
 
     let scratch = host.data.import(&SnapshotId::from_entropy(random()?));
     run.undo("import directory", remove(scratch.path()));
@@ -112,6 +114,13 @@ pub(crate) async fn import(host: &Arc<Host>, plan: &ImportPlan, run: &mut Run) -
     run.commit();
     host.settler.later(&saved.id);
     Ok(saved)
+}
+
+/// Space for the guest's memory, or for records alone where copies share it. Drives are known only to
+/// the state.
+fn room(host: &Host, pair: &Pair) -> Result<Promise, OpError> {
+    let bytes = host.room.of_clones(std::iter::once(pair.memory.clone()));
+    host.room.for_import(bytes).map_err(|full| OpError::new(full.kind(), full.to_string()).hinted(full.hint()))
 }
 
 /// The instance that imported snapshots are of: none has this id, so their names are unique among

@@ -2,6 +2,7 @@
 //! left. And the daemon stops dead there, is started again, and one looks once more. In-process VMMs and guests, real files and records.
 
 mod refresh;
+mod room;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
