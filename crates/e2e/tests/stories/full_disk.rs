@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use hearth_api::images::ImportImage;
 use hearth_api::instances::{ForkInstance, InstanceState};
+use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
 use hearth_e2e::{Setup, TestHost, TestImage, refused};
 
 /// Writes until nothing more goes in, but for `left` bytes.
@@ -44,9 +45,9 @@ fn an_instance_that_cannot_be_saved_runs_on() {
         base.standby().await?;
         let fork = base.fork("fork").await?;
         fork.sh("head -c 8000000 /dev/urandom > /dev/shm/ballast").await?;
-        // Room for records, not for memory.
+        // Room for records, not for memory: that is seen before the guest is paused.
         let ballast = fill(host, 4 << 20)?;
-        refused(host.client().standby("fork").await).is(507, "exhausted").says("fork").advises("");
+        refused(host.client().standby("fork").await).is(507, "exhausted").says("fork").advises("remove");
         fork.is(InstanceState::Running).await?;
         assert_eq!(fork.count(1).await?.count, 2);
         let request = ForkInstance { name: "more".into(), from_running: Some(true), ..ForkInstance::default() };
@@ -57,6 +58,45 @@ fn an_instance_that_cannot_be_saved_runs_on() {
         fork.standby().await?;
         fork.restore().await?;
         assert_eq!(fork.count(1).await?.count, 3);
+        Ok(())
+    });
+}
+
+/// A twentieth of 640 MiB is the reserve: with less than that left, the disk is not full yet.
+#[test]
+fn of_a_disk_the_reserve_is_for_what_is_there() {
+    Setup::default().disk(640).story(async |host| {
+        let (client, base) = (host.client(), host.boot("base").await?);
+        base.count(1).await?;
+        base.standby().await?;
+        let web = base.fork("web").await?;
+        let ballast = fill(host, 28 << 20)?;
+        assert_eq!(client.resources().await?.disk.available, 0);
+
+        let says = "not enough disk space";
+        let create = client.create_instance(&TestHost::request("more", "counter:1")).await;
+        refused(create).is(507, "exhausted").says("create more").says(says).advises("remove");
+        let fork = ForkInstance { name: "more".into(), ..ForkInstance::default() };
+        refused(client.fork("base", &fork).await).is(507, "exhausted").says("fork more").says("with a reserve of");
+        let snapshot = CreateSnapshot { kind: SnapshotKind::Standby, name: None, tags: None };
+        refused(client.create_snapshot("base", &snapshot).await).is(507, "exhausted").says(says);
+        refused(client.standby("web").await).is(507, "exhausted").says("standby web").says(says);
+        let path = TestImage::busybox()?.write_oci(&host.dir().join("image"))?.display().to_string();
+        let image = ImportImage { path, name: "more:1".into(), tags: None };
+        host.expect_log("request failed");
+        refused(client.import_image(&image).await).is(507, "exhausted").says(says);
+        assert_eq!((host.instances().await?.len(), host.traces().images.len()), (2, 1));
+        web.is(InstanceState::Running).await?;
+
+        // What is there is brought back, stopped and removed.
+        assert_eq!(web.count(1).await?.count, 2);
+        base.restore().await?;
+        assert_eq!(base.count(1).await?.count, 2);
+        web.stop().await?;
+        web.delete().await?;
+        std::fs::remove_file(ballast)?;
+        base.standby().await?;
+        base.fork("web").await?;
         Ok(())
     });
 }

@@ -14,6 +14,7 @@ mod exec;
 mod firecracker;
 mod fork;
 mod full_disk;
+mod full_host;
 mod identity;
 mod import;
 mod network;
