@@ -304,8 +304,10 @@ impl World {
         let mut last = self.picture();
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(10)).await;
+            // Asked first: what goes between the two is in neither.
+            let nothing_is_dropped = self.nothing_is_dropped();
             let now = self.picture();
-            if now == last && now.snapshots.0 == now.snapshots.1 && self.nothing_is_dropped() {
+            if now == last && now.snapshots.0 == now.snapshots.1 && nothing_is_dropped {
                 return now;
             }
             last = now;
