@@ -5,7 +5,8 @@ OURS = {
     "Network": {"allow", "outbound", "ports"},
     "InstanceStats": {"memory_private_bytes"},
     "Image": {"user"},
-    "Snapshot": {"memory_bytes", "base"},
+    "Snapshot": {"memory_bytes", "base", "damage"},
+    "Resources": {"files", "processes"},
     "CapabilitiesRuntime": {"accel", "reason"},
     "DiskBreakdown": {"snapshots_bytes"},
 }

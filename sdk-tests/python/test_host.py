@@ -36,6 +36,9 @@ def test_resources(client, boot):
     for resource in (resources.cpu, resources.memory, resources.disk):
         assert resource.capacity > 0
         assert 0 <= resource.available <= resource.effective_limit
+        assert resource.allocated + resource.available == resource.effective_limit
+    for resource in (resources.cpu, resources.memory):
+        assert resource.effective_limit == resource.capacity * resource.oversub_ratio
     [share] = [share for share in resources.allocations if share.instance_id == instance.id]
     assert (share.instance_name, share.cpu, share.memory_bytes) == ("resourceful", 1, 128 << 20)
 
