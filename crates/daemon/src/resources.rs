@@ -25,9 +25,9 @@ pub(crate) struct Capacity {
 /// Descriptors that the daemon has for one instance: some five for its slot of the network, and its
 /// VMM's pidfd and socket, its agent's connection, and what is open for a moment while it starts.
 const FILES: u64 = 12;
-/// Descriptors for everything else: the API's clients, records, files that are copied.
+/// Descriptors for everything else: the API's clients, records, files that are copied; of few, half.
 const FILES_KEPT: u64 = 256;
-/// The host's other processes, at least; else an eighth of what it may run.
+/// The host's other processes, at least; else an eighth of what it may run, and of few, half.
 const PROCESSES_KEPT: u64 = 256;
 
 /// What an instance holds while it has a VMM.
@@ -76,7 +76,8 @@ pub(crate) fn limits(config: &Config, host: &Capacity, own_cgroup: bool) -> Limi
 
 /// Descriptors that the daemon may have for instances.
 pub(crate) fn files() -> u64 {
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(FILES_KEPT)
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    most - FILES_KEPT.min(most / 2)
 }
 
 /// Instances for which so many descriptors, and so many processes, are enough.
@@ -91,7 +92,7 @@ pub(crate) fn processes(own_cgroup: bool) -> u64 {
     // Whoever is root is held to cgroups alone.
     let user = if rustix::process::geteuid().is_root() { None } else { getrlimit(Resource::Nproc).current };
     let most = kernel.into_iter().flatten().chain(user).chain(of_cgroups(own_cgroup)).min().unwrap_or(u64::MAX);
-    most.saturating_sub(PROCESSES_KEPT.max(most / 8))
+    most - PROCESSES_KEPT.max(most / 8).min(most / 2)
 }
 
 /// What the cgroups allow that VMMs run in: the daemon's with those above it, or the root alone.

@@ -88,7 +88,7 @@ fn log(error: &OpError) {
     match error.kind {
         ErrorKind::Internal | ErrorKind::HostFailed | ErrorKind::Corrupt => error!(%error, "request failed"),
         ErrorKind::VmmFailed | ErrorKind::GuestUnresponsive | ErrorKind::GuestFailed | ErrorKind::Exhausted => {
-            warn!(%error, "request failed")
+            warn!(%error, "request failed");
         }
         _ => debug!(%error, "request refused"),
     }

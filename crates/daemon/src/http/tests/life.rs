@@ -377,7 +377,20 @@ async fn what_the_host_can_do_and_has() {
     let resources = server.client.resources().await.expect("resources");
     assert_eq!((resources.cpu.allocated, resources.memory.allocated), (1, 256 << 20));
     assert_eq!(resources.allocations[0].instance_name, "web");
-    assert!(resources.disk_breakdown.expect("it is known").images_bytes > Some(0));
+    assert!(resources.disk_breakdown.as_ref().expect("it is known").images_bytes > Some(0));
+    // What is said of each resource is what requests are held to.
+    let limits = server.world.host.room.figures().limits;
+    assert_eq!((resources.memory.effective_limit, resources.memory.oversub_ratio), (limits.most.memory, 4.0));
+    assert_eq!((resources.memory.capacity * 4, resources.cpu.capacity * 128), (limits.most.memory, limits.most.vcpus));
+    assert_eq!(resources.disk.effective_limit, resources.disk.capacity - limits.disk_reserve);
+    let tables = [resources.files.clone().expect("shown"), resources.processes.clone().expect("shown")];
+    for resource in [&resources.cpu, &resources.memory, &resources.disk, &tables[0], &tables[1]] {
+        assert_eq!(resource.allocated + resource.available, resource.effective_limit, "{resource:?}");
+        assert!(resource.allocated > 0, "{resource:?}");
+    }
+    server.client.standby("web").await.expect("standby");
+    let resources = server.client.resources().await.expect("resources");
+    assert_eq!((resources.cpu.allocated, resources.memory.allocated, resources.allocations[0].memory_bytes), (0, 0, 0));
 }
 
 #[tokio::test]
