@@ -59,8 +59,9 @@ impl Daemon {
         listen: &str,
         env: &[(String, String)],
         log: &DaemonLog,
+        boot: Option<&Path>,
     ) -> Result<Self> {
-        let mut command = Command::new(hearth);
+        let mut command = boot.map_or_else(|| Command::new(hearth), |boot| after_another_boot(boot, hearth));
         command.arg("serve").arg("--data-dir").arg(data).args(["--listen", listen]);
         // Not below the data directory: processes there are taken for VMMs.
         command.current_dir(dir);
@@ -113,6 +114,15 @@ impl Daemon {
         self.child.wait().context("wait for the daemon")?;
         Ok(())
     }
+}
+
+/// A program that finds in `boot` which boot of the host this is: only its own view of `/proc` is
+/// changed, and what else it mounts is mounted for all.
+fn after_another_boot(boot: &Path, program: &Path) -> Command {
+    let script = "mount --make-private /proc && mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "unchanged", "sh", "-c", script]).args([boot, program]);
+    command
 }
 
 impl Drop for Daemon {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -31,13 +32,15 @@ const MEMORY: &str = "128MB";
 pub struct TestHost {
     // Dropped in this order: the daemon, what is mounted, the directory.
     daemon: RefCell<Option<Daemon>>,
-    _disk: Option<SmallDisk>,
+    disk: Option<SmallDisk>,
     dir: TempDir,
     _range: Range,
     hearth: PathBuf,
     env: Vec<(String, String)>,
     client: RefCell<Client>,
     imported: Cell<bool>,
+    /// Which boot of the host its daemons see, since the power came back.
+    boot: RefCell<Option<PathBuf>>,
     pub(crate) log: DaemonLog,
     pub(crate) expected: RefCell<Vec<String>>,
 }
@@ -96,17 +99,18 @@ impl TestHost {
         // Every daemon makes its own, and few are needed at once.
         env.push(("HEARTH_NETWORK_POOL".to_owned(), "2".to_owned()));
         env.extend(setup.env);
-        let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log)?;
+        let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log, None)?;
         let client = Client::new(&daemon.url, None)?;
         Ok(Self {
             daemon: RefCell::new(Some(daemon)),
-            _disk: disk,
+            disk,
             dir,
             _range: range,
             hearth,
             env,
             client: RefCell::new(client),
             imported: Cell::new(false),
+            boot: RefCell::default(),
             log,
             expected: RefCell::new(setup.expected),
         })
@@ -288,10 +292,32 @@ impl TestHost {
 
     /// Starts a daemon on the same data directory.
     pub fn start_daemon(&self) -> Result<()> {
-        let daemon = Daemon::start(&self.hearth, self.dir(), &self.data(), "127.0.0.1:0", &self.env, &self.log)?;
+        let boot = self.boot.borrow();
+        let (data, log) = (self.data(), &self.log);
+        let daemon = Daemon::start(&self.hearth, self.dir(), &data, "127.0.0.1:0", &self.env, log, boot.as_deref())?;
         self.client.replace(Client::new(&daemon.url, None)?);
         self.daemon.replace(Some(daemon));
         Ok(())
+    }
+
+    /// Notes what the data directory's disk holds at this moment, for [`Self::come_back`]; of a host
+    /// with a [disk that loses power](Setup::disk_that_loses_power).
+    pub fn cut_power(&self, name: &str) -> Result<PathBuf> {
+        self.disk.as_ref().context("a disk of its own")?.cut(name)
+    }
+
+    /// The host boots after the power went at that moment: nothing runs, and what was not on the
+    /// disk is gone. Starts the daemon.
+    pub fn come_back(&self, cut: &Path) -> Result<()> {
+        drop(self.daemon.take());
+        traces::kill_vmms(&self.data());
+        self.disk.as_ref().context("a disk of its own")?.come_back(cut)?;
+        let boot = cut.with_extension("boot_id");
+        // As the kernel writes it: another one for each cut.
+        let id = format!("00000000-0000-4000-8000-{:012x}\n", std::fs::metadata(cut)?.ino());
+        std::fs::write(&boot, id).context("another boot's id")?;
+        self.boot.replace(Some(boot));
+        self.start_daemon()
     }
 
     pub(crate) fn daemon_runs(&self) -> bool {

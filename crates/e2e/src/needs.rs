@@ -59,6 +59,10 @@ pub(crate) fn small_disk(kind: FileSystem) -> Result<(), String> {
     let (mkfs, package) = match kind {
         FileSystem::Ext4 => ("mkfs.ext4", "e2fsprogs"),
         FileSystem::Xfs => ("mkfs.xfs", "xfsprogs"),
+        FileSystem::Ext4ThatLosesPower => {
+            small_disk(FileSystem::Ext4)?;
+            return small_disk(FileSystem::Xfs);
+        }
     };
     if works(Command::new(mkfs).arg("-V")) {
         return Ok(());

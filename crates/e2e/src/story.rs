@@ -79,6 +79,13 @@ impl Setup {
         self
     }
 
+    /// With a data directory on a disk of that size that can lose its power.
+    #[must_use]
+    pub fn disk_that_loses_power(mut self, mib: u64) -> Self {
+        self.disk = Some((FileSystem::Ext4ThatLosesPower, mib));
+        self
+    }
+
     /// With another kernel directory, below the story's own.
     #[must_use]
     pub fn kernel(mut self, name: &str) -> Self {

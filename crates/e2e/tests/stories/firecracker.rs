@@ -44,7 +44,7 @@ fn real() -> Option<Setup> {
 }
 
 /// The simulated one; faults are asked for in the file beside its program.
-fn simulated() -> Setup {
+pub(crate) fn simulated() -> Setup {
     let setup = Setup::default();
     let program = setup.dir().join("firecracker");
     symlink(hearth_simulated::program().expect("it is built"), &program).expect("a link is made");

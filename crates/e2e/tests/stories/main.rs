@@ -18,6 +18,7 @@ mod full_host;
 mod identity;
 mod import;
 mod network;
+mod power;
 mod reflink;
 mod restart;
 mod snapshots;
