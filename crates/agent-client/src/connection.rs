@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_agent_proto::{
-    CONTROL, Decoder, Encoder, Overrun, ProgramExit, ReceiveWindow, SendWindow, ToGuest, ToHost, Welcome,
+    CONTROL, Decoder, Encoder, OVERHEAD, Overrun, ProgramExit, ReceiveWindow, SendWindow, ToGuest, ToHost, Welcome,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -17,6 +18,16 @@ use crate::error::AgentError;
 
 /// Events that wait for their receiver; a guest has two in its life.
 const EVENTS: usize = 64;
+
+/// What a guest that does not read may leave lying here of what no window bounds: requests, signals,
+/// grants. Then its connection is given up.
+const MOST_UNREAD: usize = 16 << 20;
+
+/// So much a guest may say in one [`BREATH`] of what no window bounds: junk, frames of nobody, answers.
+/// What is beyond it is read in the next one, so that a guest that floods costs neither a core nor the
+/// others' time: its own writes wait. More than is left in the stream of one that is restored.
+const NOISE: usize = 4 << 20;
+const BREATH: Duration = Duration::from_secs(1);
 
 /// What came in on a channel.
 pub type Incoming = Result<(ToHost, Bytes), Overrun>;
@@ -64,8 +75,18 @@ pub struct Shared {
     epoch: u64,
     next_channel: AtomicU32,
     channels: Mutex<HashMap<u32, Arc<Slot>>>,
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    outgoing: mpsc::UnboundedSender<Queued>,
+    /// Bytes in that queue which no window bounds.
+    unread: AtomicUsize,
     lost: watch::Sender<bool>,
+}
+
+/// A frame on its way to the guest.
+#[derive(Debug)]
+struct Queued {
+    frame: Vec<u8>,
+    /// What it adds to [`Shared::unread`].
+    counted: usize,
 }
 
 /// One channel, as the reader sees it.
@@ -111,7 +132,7 @@ impl Drop for Open {
         let shared = &self.connection.shared;
         if lock(&shared.channels).remove(&self.id).is_some() {
             // It is small, and if nobody sends it any more the guest sees the stream's end.
-            let _ = shared.send(self.id, &ToGuest::Close, &[]);
+            let _ = shared.send(self.id, &ToGuest::Close);
         }
     }
 }
@@ -132,13 +153,15 @@ where
         next_channel: AtomicU32::new(CONTROL + 1),
         channels: Mutex::default(),
         outgoing,
+        unread: AtomicUsize::new(0),
         lost: watch::Sender::new(false),
     });
-    let _ = shared.send(CONTROL, &ToGuest::Hello { version: hearth_agent_proto::VERSION }, &[]);
+    let _ = shared.send(CONTROL, &ToGuest::Hello { version: hearth_agent_proto::VERSION });
     let (reading, writing) = tokio::io::split(stream);
     let (handshake, answered) = oneshot::channel();
     let (events, to_caller) = mpsc::channel(EVENTS);
-    let reader = Reader { shared: Arc::clone(&shared), handshake: Some(handshake), fell_back: false, events };
+    let reader =
+        Reader { shared: Arc::clone(&shared), handshake: Some(handshake), fell_back: false, complained: false, events };
     let read = tokio::spawn(reader.run(reading)).abort_handle();
     let write = tokio::spawn(write(writing, to_write, Arc::clone(&shared))).abort_handle();
     (Connection { shared, tasks: [read, write] }, answered, to_caller)
@@ -146,11 +169,36 @@ where
 
 impl Shared {
     /// Queues one message. A lost stream is noticed by whoever waits for the answer.
-    pub fn send(&self, channel: u32, message: &ToGuest, data: &[u8]) -> Result<(), hearth_agent_proto::TooLarge> {
+    pub fn send(&self, channel: u32, message: &ToGuest) -> Result<(), hearth_agent_proto::TooLarge> {
+        let frame = self.frame(channel, message, &[])?;
+        let counted = frame.len();
+        if *self.lost.borrow() {
+            return Ok(());
+        }
+        if self.unread.fetch_add(counted, Ordering::Relaxed) > MOST_UNREAD {
+            tracing::warn!(bytes = MOST_UNREAD, "the guest does not read what it is told: its connection is given up");
+            self.lose();
+        }
+        let _ = self.outgoing.send(Queued { frame, counted });
+        Ok(())
+    }
+
+    /// The same for a message that the channel's window has room for.
+    fn send_within_window(
+        &self,
+        channel: u32,
+        message: &ToGuest,
+        data: &[u8],
+    ) -> Result<(), hearth_agent_proto::TooLarge> {
+        let frame = self.frame(channel, message, data)?;
+        let _ = self.outgoing.send(Queued { frame, counted: 0 });
+        Ok(())
+    }
+
+    fn frame(&self, channel: u32, message: &ToGuest, data: &[u8]) -> Result<Vec<u8>, hearth_agent_proto::TooLarge> {
         let mut frame = Vec::with_capacity(data.len() + 64);
         Encoder::default().encode(&mut frame, self.epoch, channel, message, data)?;
-        let _ = self.outgoing.send(frame);
-        Ok(())
+        Ok(frame)
     }
 
     /// Resolves when the stream has ended.
@@ -234,7 +282,7 @@ impl Sender {
 
     pub fn send(&self, tried: &str, message: &ToGuest) -> Result<(), AgentError> {
         let shared = &self.0.connection.shared;
-        shared.send(self.0.id, message, &[]).map_err(|source| AgentError::TooLarge { tried: tried.to_owned(), source })
+        shared.send(self.0.id, message).map_err(|source| AgentError::TooLarge { tried: tried.to_owned(), source })
     }
 
     /// Sends a flow-controlled message, after the guest has room for it.
@@ -260,7 +308,9 @@ impl Sender {
                 () = shared.lost() => return Err(AgentError::lost(tried)),
             }
         }
-        shared.send(self.0.id, message, data).map_err(|source| AgentError::TooLarge { tried: tried.to_owned(), source })
+        shared
+            .send_within_window(self.0.id, message, data)
+            .map_err(|source| AgentError::TooLarge { tried: tried.to_owned(), source })
     }
 }
 
@@ -276,23 +326,26 @@ fn contents(message: &ToHost, data: usize) -> Option<usize> {
 
 async fn write<S: AsyncWrite>(
     mut stream: WriteHalf<S>,
-    mut frames: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut frames: mpsc::UnboundedReceiver<Queued>,
     shared: Arc<Shared>,
 ) {
     let mut batch = Vec::new();
-    while let Some(frame) = frames.recv().await {
+    while let Some(first) = frames.recv().await {
         batch.clear();
-        batch.extend_from_slice(&frame);
+        batch.extend_from_slice(&first.frame);
+        let mut counted = first.counted;
         while batch.len() < 256 * 1024
-            && let Ok(frame) = frames.try_recv()
+            && let Ok(next) = frames.try_recv()
         {
-            batch.extend_from_slice(&frame);
+            batch.extend_from_slice(&next.frame);
+            counted += next.counted;
         }
         if let Err(error) = write_batch(&mut stream, &batch).await {
             tracing::debug!(%error, "guest channel cannot be written");
             shared.lose();
             return;
         }
+        shared.unread.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 
@@ -305,6 +358,8 @@ struct Reader {
     shared: Arc<Shared>,
     handshake: Option<oneshot::Sender<Handshake>>,
     fell_back: bool,
+    /// That it cannot be understood was told.
+    complained: bool,
     events: mpsc::Sender<Event>,
 }
 
@@ -312,19 +367,29 @@ impl Reader {
     async fn run<S: AsyncRead>(mut self, mut stream: ReadHalf<S>) {
         let mut decoder = Decoder::default();
         let mut input = vec![0; 64 * 1024];
+        let (mut noise, mut breath) = (0_usize, Instant::now());
         loop {
             match stream.read(&mut input).await {
                 Ok(0) => break,
                 Ok(bytes) => {
-                    let mut rest = &input[..bytes];
+                    let (mut rest, mut useful) = (&input[..bytes], 0);
                     while let Some(frame) = decoder.next(&mut rest) {
                         if frame.epoch != self.shared.epoch {
                             continue;
                         }
                         match frame.message::<ToHost>() {
-                            Ok((message, data)) => self.take(frame.channel, message, data),
-                            Err(error) => tracing::warn!(%error, channel = frame.channel, "guest channel"),
+                            Ok((message, data)) => useful += self.take(frame.channel, message, data),
+                            Err(error) => self.complain(&error),
                         }
+                    }
+                    // The end of a frame counts what came of it earlier: never below none.
+                    noise = (noise + bytes).saturating_sub(useful);
+                    let left = BREATH.saturating_sub(breath.elapsed());
+                    if noise > NOISE {
+                        tokio::time::sleep(left).await;
+                    }
+                    if noise > NOISE || left.is_zero() {
+                        (noise, breath) = (0, Instant::now());
                     }
                 }
                 Err(error) => {
@@ -336,20 +401,29 @@ impl Reader {
         self.shared.lose();
     }
 
-    fn take(&mut self, channel: u32, message: ToHost, data: &[u8]) {
+    /// Once per connection: whoever sends one thing that is none sends more.
+    fn complain(&mut self, problem: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!(%problem, "a guest says on its channel what nobody understands; more of it is not told");
+        }
+    }
+
+    /// Gives it to whom it is for: how many bytes were contents that somebody waits for.
+    fn take(&mut self, channel: u32, message: ToHost, data: &[u8]) -> usize {
         if channel == CONTROL {
             self.control(message);
-            return;
+            return 0;
         }
         let mut channels = lock(&self.shared.channels);
         // A channel that its caller has closed may still have messages under way.
-        let Some(slot) = channels.get(&channel) else { return };
+        let Some(slot) = channels.get(&channel) else { return 0 };
         if let ToHost::Credit(bytes) = message {
             lock(&slot.windows).send.grant(bytes);
             slot.granted.notify_waiters();
-            return;
+            return 0;
         }
-        let counted = match contents(&message, data.len()) {
+        let contents = contents(&message, data.len());
+        let counted = match contents {
             Some(bytes) => lock(&slot.windows).receive.received(bytes),
             // Answers: a request has two at most, so a flood of them is none.
             None => slot
@@ -363,6 +437,8 @@ impl Reader {
             slot.granted.notify_waiters();
             channels.remove(&channel);
         }
+        // What a window bounds is taken as fast as its reader likes.
+        contents.map_or(0, |bytes| bytes + OVERHEAD)
     }
 
     /// Whether to ask once more, in an older guest's version.
@@ -375,7 +451,7 @@ impl Reader {
         let event = match message {
             ToHost::Welcome(welcome) => {
                 if matches!(welcome.program, hearth_agent_proto::ProgramState::Exited(_)) {
-                    let _ = self.shared.send(CONTROL, &ToGuest::ProgramExitSeen, &[]);
+                    let _ = self.shared.send(CONTROL, &ToGuest::ProgramExitSeen);
                 }
                 if let Some(handshake) = self.handshake.take() {
                     let _ = handshake.send(Ok(welcome));
@@ -383,7 +459,7 @@ impl Reader {
                 return;
             }
             ToHost::Refused { version } if self.falls_back_to(version) => {
-                let _ = self.shared.send(CONTROL, &ToGuest::Hello { version }, &[]);
+                let _ = self.shared.send(CONTROL, &ToGuest::Hello { version });
                 return;
             }
             ToHost::Refused { version } => {
@@ -394,8 +470,8 @@ impl Reader {
             }
             ToHost::ProgramStarted { pid } => Event::ProgramStarted { pid },
             ToHost::ProgramExited(exit) => Event::ProgramExited(exit),
-            other => {
-                tracing::warn!(?other, "guest channel: no such event");
+            _ => {
+                self.complain(&"an answer that belongs to no request");
                 return;
             }
         };
@@ -403,7 +479,7 @@ impl Reader {
         // Full only if the guest invents events, or if nobody wants them.
         let _ = self.events.try_send(event);
         if is_exit {
-            let _ = self.shared.send(CONTROL, &ToGuest::ProgramExitSeen, &[]);
+            let _ = self.shared.send(CONTROL, &ToGuest::ProgramExitSeen);
         }
     }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use hearth_agent_client::fake::{AtRefresh, FakeGuest, PROGRAM_PID};
 use hearth_agent_client::{
     Agent, AgentError, Configured, CopyEntry, CopyItem, CopyToStart, Entropy, Event, EventReceiver, ExecEvent,
-    ExecRequest, ExitStatus, FileKind, GuestConfig, Program, ProgramExit, ProgramState, Refresh, RefreshPart, Welcome,
+    ExecRequest, ExecSession, ExitStatus, FileKind, GuestConfig, Program, ProgramExit, ProgramState, Refresh,
+    RefreshPart, Welcome,
 };
 use hearth_agent_proto::{Decoder, Encoder, ToGuest, ToHost};
 use hearth_model::{ErrorKind, Kind};
@@ -298,4 +299,97 @@ async fn a_saved_guest_comes_back_as_it_was_and_goes_its_own_way() {
     );
     restored.ended().await;
     assert!(restored.exit_was_seen() && !guest.has_ended());
+}
+
+/// A guest that welcomes, and lets its first command start; then it is the caller's, epoch and all.
+async fn evil() -> (Agent, ExecSession, tokio::io::DuplexStream, u64) {
+    let (host, mut guest) = tokio::io::duplex(1 << 16);
+    let served = tokio::spawn(async move {
+        let (mut decoder, mut input) = (Decoder::default(), [0; 4096]);
+        loop {
+            let bytes = guest.read(&mut input).await.expect("read");
+            let mut rest = &input[..bytes];
+            while let Some(frame) = decoder.next(&mut rest) {
+                let (epoch, channel) = (frame.epoch, frame.channel);
+                let asked = frame.message::<ToGuest>().expect("known").0;
+                let answer = match asked {
+                    ToGuest::Hello { .. } => ToHost::Welcome(hearth_agent_proto::Welcome {
+                        version: 2,
+                        boot_id: "b".into(),
+                        agent_version: "evil".into(),
+                        configured: true,
+                        program: ProgramState::NotStarted,
+                        boot_failure: None,
+                    }),
+                    _ => ToHost::ExecStarted { pid: 1 },
+                };
+                let mut out = Vec::new();
+                Encoder::default().encode(&mut out, epoch, channel, &answer, &[]).expect("small");
+                guest.write_all(&out).await.expect("sent");
+                if let ToGuest::Exec(_) = asked {
+                    return (guest, epoch);
+                }
+            }
+        }
+    });
+    let (agent, ..) = Agent::connect(host, PATIENCE).await.expect("welcomed");
+    let session = agent.exec(command(&["anything"])).await.expect("started");
+    let (guest, epoch) = served.await.expect("served");
+    (agent, session, guest, epoch)
+}
+
+#[tokio::test]
+async fn a_guest_that_makes_noise_is_read_slowly_and_others_are_served_meanwhile() {
+    let frame = |epoch, channel, message: &ToHost| {
+        let mut out = Vec::new();
+        Encoder::default().encode(&mut out, epoch, channel, message, &[]).expect("small");
+        out
+    };
+    let (_agent, _session, mut guest, epoch) = evil().await;
+    let exit = ToHost::ProgramExited(ProgramExit { code: 1, message: "again".into(), signal: None });
+    let noise = [
+        frame(epoch, 0, &exit),
+        frame(epoch, 0, &ToHost::Pong),
+        frame(epoch, 999, &ToHost::Stdout),
+        frame(epoch.wrapping_add(1), 1, &ToHost::Pong),
+        b"\0no frame\0\0".to_vec(),
+    ]
+    .concat()
+    .repeat(1000);
+    let flood = tokio::spawn(async move {
+        let (began, mut said) = (Instant::now(), 0_usize);
+        while began.elapsed() < Duration::from_millis(2500) {
+            // What it is told is not read: that is part of the attack.
+            match tokio::time::timeout(Duration::from_millis(100), guest.write_all(&noise)).await {
+                Ok(Ok(())) => said += noise.len(),
+                Ok(Err(_)) => break,
+                Err(_) => {}
+            }
+        }
+        said
+    });
+    let good = FakeGuest::new();
+    let (other, ..) = connect(&good).await;
+    while !flood.is_finished() {
+        other.ping(PATIENCE).await.expect("served all the while");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let said = flood.await.expect("ends");
+    // Three seconds have begun, with 4 MiB each; what was cut off in the middle was not counted.
+    assert!((1 << 20..20 << 20).contains(&said), "{said} bytes");
+}
+
+#[tokio::test]
+async fn a_guest_that_reads_nothing_loses_its_connection_before_it_fills_the_memory() {
+    let (agent, _session, _guest, _) = evil().await;
+    let large = "x".repeat(128 << 10);
+    let mut told = 0;
+    while told < 1000 && tokio::time::timeout(Duration::ZERO, agent.closed()).await.is_err() {
+        // Sent, and given up at once: nobody answers.
+        drop(tokio::time::timeout(Duration::ZERO, agent.exec(command(&[&large]))).await);
+        told += 1;
+    }
+    // 16 MiB may lie here.
+    assert!((100..200).contains(&told), "{told} requests of 128 KiB were queued");
+    assert!(matches!(agent.ping(PATIENCE).await, Err(AgentError::Lost { .. })));
 }
