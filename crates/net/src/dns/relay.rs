@@ -1,6 +1,6 @@
 //! What a name server said, as the guest gets it. Pure.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -78,17 +78,21 @@ impl Reply {
 
 /// The names that the one asked for leads through, in lower case.
 fn chain(asked: &Name, answers: &[Record]) -> HashSet<Name> {
-    let mut chain = HashSet::from([asked.to_lowercase()]);
+    // Looked up rather than searched: an answer has thousands of aliases if somebody likes it so.
+    let mut aliases = HashMap::new();
+    for record in answers {
+        if let RData::CNAME(target) = &record.data {
+            aliases.entry(record.name.to_lowercase()).or_insert(target);
+        }
+    }
     let mut last = asked.to_lowercase();
-    while let Some(target) = answers.iter().find_map(|record| match &record.data {
-        RData::CNAME(target) if record.name.to_lowercase() == last => Some(target.to_lowercase()),
-        _ => None,
-    }) {
+    let mut chain = HashSet::from([last.clone()]);
+    while let Some(target) = aliases.get(&last) {
+        last = target.to_lowercase();
         // A circle.
-        if !chain.insert(target.clone()) {
+        if !chain.insert(last.clone()) {
             break;
         }
-        last = target;
     }
     chain
 }
