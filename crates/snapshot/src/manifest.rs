@@ -107,6 +107,8 @@ impl Manifest {
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
         let of_an_image = self.spec.foreign.is_none();
-        self.files.iter().filter(|file| !(of_an_image && file.name == ROOTFS)).map(|file| file.allocated_bytes).sum()
+        let own = self.files.iter().filter(|file| !(of_an_image && file.name == ROOTFS));
+        // Of a manifest that was changed the sum may be more than a number holds.
+        own.fold(0, |sum, file| sum.saturating_add(file.allocated_bytes))
     }
 }
