@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use crate::answer::watched;
@@ -15,6 +15,9 @@ use crate::fault::ControlError;
 use crate::process::Process;
 use crate::socket;
 use crate::spec::{QMP_SOCKET, RunState};
+
+/// Far more than QEMU says at once.
+const LONGEST: usize = 4 << 20;
 
 /// A connection that has been greeted and negotiated.
 #[derive(Debug)]
@@ -82,14 +85,31 @@ impl Qmp {
     }
 
     async fn line(&mut self, process: &Process, command: &'static str) -> Result<Value, ControlError> {
-        let mut line = String::new();
-        let read = async {
-            match self.stream.read_line(&mut line).await? {
-                0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                _ => Ok(()),
-            }
-        };
-        watched(process, command, &self.socket, read).await?;
+        let line = watched(process, command, &self.socket, one_line(&mut self.stream)).await?;
         serde_json::from_str(&line).map_err(|_| ControlError::Garbled { command, line })
+    }
+}
+
+async fn one_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
+    let mut line = String::new();
+    match stream.take(LONGEST as u64).read_line(&mut line).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ if line.ends_with('\n') => Ok(line),
+        LONGEST => Err(io::Error::other(format!("a line of more than {LONGEST} bytes"))),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_read_to_its_end() {
+        let mut lines = BufReader::new(&b"{\"return\": {}}\nrest"[..]);
+        assert_eq!(one_line(&mut lines).await.expect("a line"), "{\"return\": {}}\n");
+        assert_eq!(one_line(&mut lines).await.expect_err("cut off").kind(), io::ErrorKind::UnexpectedEof);
+        let error = one_line(&mut BufReader::new(tokio::io::repeat(b'x'))).await.expect_err("too long");
+        assert!(error.to_string().contains("4194304 bytes"), "{error}");
     }
 }
