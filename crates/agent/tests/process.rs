@@ -115,6 +115,25 @@ async fn all_output_comes_before_the_end_and_a_flood_stops_nobody() {
 }
 
 #[tokio::test]
+async fn there_are_no_more_than_256_sessions_and_the_next_is_told_so() {
+    let serving = Serving::start().await;
+    let (agent, ..) = serving.connect().await;
+    let cat = || ExecRequest { argv: vec!["/bin/cat".into()], ..ExecRequest::default() };
+    let mut open = Vec::new();
+    for nth in 0..256 {
+        open.push(agent.exec(cat()).await.unwrap_or_else(|error| panic!("session {nth}: {error}")));
+    }
+    let error = agent.exec(cat()).await.expect_err("one too many");
+    let text = format!("{error:?}");
+    assert!(text.contains("256 commands and copies are open") && text.contains("Exhausted"), "{text}");
+    // One that ends makes room, and so does one whose host is gone.
+    let (input, mut output) = open.pop().expect("one").split();
+    input.eof().expect("sent");
+    assert_eq!(output.next().await.expect("end"), ExecEvent::Exited(ExitStatus::Code(0)));
+    run(&agent, sh("exit 0")).await;
+}
+
+#[tokio::test]
 async fn a_background_process_does_not_hold_the_session_open() {
     let serving = Serving::start().await;
     let (agent, ..) = serving.connect().await;

@@ -47,7 +47,10 @@ impl Server {
                 Err(failure) => self.refuse(channel, failure),
             },
             ToGuest::Exec(_) | ToGuest::CopyTo(_) | ToGuest::CopyFrom(_) if self.is_full() => {
-                let text = "too many commands and copies at once".to_owned();
+                let text = format!(
+                    "{} commands and copies are open, and no more may be: end some of them",
+                    super::MAX_SESSIONS
+                );
                 self.outbox.fail(channel, FailureKind::Exhausted, text);
             }
             ToGuest::Exec(request) => {
