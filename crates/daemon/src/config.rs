@@ -302,6 +302,12 @@ pub struct Limits {
     pub body: ByteSize,
     /// Instances made by one fork.
     pub fork_count: u32,
+    /// What a log of an instance may take on the disk.
+    pub log: ByteSize,
+    /// Commands, copies and followed logs that are open at a time in one instance.
+    pub sessions_per_instance: u32,
+    /// The same in all of them.
+    pub sessions: u32,
 }
 
 /// How long the daemon waits for others, in seconds.
@@ -387,14 +393,20 @@ impl Default for Config {
             // A week: rot is found while last week's backup still has the file. It costs one read of
             // each bundle, past the page cache, for a tenth of the time at most.
             snapshots: Snapshots { scrub_interval_s: 7 * 24 * 3600 },
-            limits: Limits { body: ByteSize::mib(1), fork_count: 256 },
+            limits: Limits {
+                body: ByteSize::mib(1),
+                fork_count: 256,
+                log: ByteSize::mib(16),
+                sessions_per_instance: 128,
+                sessions: 2048,
+            },
             timeouts: Timeouts { boot_s: 120, agent_s: 30, hooks_s: 5, shutdown_grace_s: 10 },
         }
     }
 }
 
 /// Every setting, as a path into the file.
-const KEYS: [&str; 40] = [
+const KEYS: [&str; 43] = [
     "data_dir",
     "listen",
     "log.format",
@@ -431,6 +443,9 @@ const KEYS: [&str; 40] = [
     "snapshots.scrub_interval_s",
     "limits.body",
     "limits.fork_count",
+    "limits.log",
+    "limits.sessions",
+    "limits.sessions_per_instance",
     "timeouts.boot_s",
     "timeouts.agent_s",
     "timeouts.hooks_s",
@@ -552,6 +567,9 @@ impl Config {
             "snapshots.scrub_interval_s" => self.snapshots.scrub_interval_s = number(text, 0, 366 * 24 * 3600)?,
             "limits.body" => self.limits.body = size(text, ByteSize(1024))?,
             "limits.fork_count" => self.limits.fork_count = number(text, 1, 10_000)?,
+            "limits.log" => self.limits.log = size(text, ByteSize::mib(1))?,
+            "limits.sessions" => self.limits.sessions = number(text, 1, 1_000_000)?,
+            "limits.sessions_per_instance" => self.limits.sessions_per_instance = number(text, 1, 1_000_000)?,
             "timeouts.boot_s" => self.timeouts.boot_s = number(text, 1, 3600)?,
             "timeouts.agent_s" => self.timeouts.agent_s = number(text, 1, 3600)?,
             "timeouts.hooks_s" => self.timeouts.hooks_s = number(text, 1, 3600)?,

@@ -18,6 +18,7 @@ use tokio::sync::OnceCell;
 use crate::config::{Config, InitrdChoice};
 use crate::error::OpError;
 use crate::hatch::Hatch;
+use crate::log_space::LogSpace;
 use crate::metrics::{self, Metrics};
 use crate::networks::{Networks, Place};
 use crate::ops::faults::Faults;
@@ -42,6 +43,7 @@ pub(crate) struct Host {
     pub(crate) scrubber: Scrubber,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) hatch: Hatch,
+    _log_space: LogSpace,
     boot_files: OnceCell<BootFiles>,
     cpu: CpuFingerprint,
     kernel_release: String,
@@ -93,6 +95,7 @@ impl Host {
             kernel_release,
             memory: ByteSize(crate::resources::capacity(data.root()).memory),
             hatch: Hatch::new(&config),
+            _log_space: LogSpace::start(data.instances(), config.limits.log.bytes())?,
             config,
             data,
             store,

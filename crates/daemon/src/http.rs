@@ -15,6 +15,8 @@ use utoipa_axum::routes;
 use crate::auth::Auth;
 use crate::serve::App;
 
+pub(crate) use sessions::Sessions;
+
 mod capabilities;
 mod cp;
 mod error;
@@ -32,9 +34,12 @@ mod observe;
 mod refuse;
 mod resources;
 mod restart;
+mod sessions;
 mod snapshots;
 mod spec;
 mod stat;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 mod tail;
 mod timeline;
 mod view;

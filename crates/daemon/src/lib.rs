@@ -17,6 +17,7 @@ mod hatch;
 mod host;
 mod http;
 mod images;
+mod log_space;
 mod metrics;
 mod networks;
 mod ops;
@@ -37,6 +38,8 @@ mod world;
 pub use config::{Config, ConfigError, ServeOptions};
 pub use doctor::{Check, DoctorOptions, Verdict, doctor};
 pub use error::OpError;
+#[cfg(any(test, feature = "stranger"))]
+pub use http::stranger;
 pub use serve::{ServeError, serve};
 
 /// The guest's binary, built by this crate's build script.

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// What was done to an instance, in its directory.
+pub(crate) const HEARTH_LOG: &str = "hearth.log";
+
 use hearth_model::{InstanceId, SnapshotId};
 
 /// The data directory.
@@ -131,6 +134,6 @@ impl InstanceDir {
 
     /// What was done to the instance, a line an operation.
     pub(crate) fn hearth_log(&self) -> PathBuf {
-        self.dir.join("hearth.log")
+        self.dir.join(HEARTH_LOG)
     }
 }

@@ -100,6 +100,7 @@ pub(crate) struct App {
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Registry,
     pub(crate) images: Images,
+    pub(crate) sessions: crate::http::Sessions,
     /// The registry's.
     pub(crate) draining: CancellationToken,
 }
@@ -109,6 +110,7 @@ impl App {
         Self {
             config: host.config.clone(),
             images: Images::new(Arc::clone(&host)),
+            sessions: crate::http::Sessions::default(),
             draining: registry.draining().clone(),
             host,
             registry,

@@ -52,8 +52,13 @@ pub(super) async fn exec(
 ) -> Result<Response, Failure> {
     let instance = app.registry.resolve(&id)?;
     let upgrade = ready_for_upgrade(&instance, upgrade).await?;
+    let session = app.sessions.begin(&instance, &app.config.limits)?;
+    let served = async move |socket| {
+        serve(app, instance, socket).await;
+        drop(session);
+    };
     let span = tracing::Span::current();
-    Ok(upgrade.on_upgrade(move |socket| serve(app, instance, socket).instrument(span)))
+    Ok(upgrade.on_upgrade(move |socket| served(socket).instrument(span)))
 }
 
 /// Refuses what is not a WebSocket, and an instance that has no guest and is not getting one.

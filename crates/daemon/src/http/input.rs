@@ -46,7 +46,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-fn parse_query<T: DeserializeOwned>(text: &str) -> Result<Query<T>, Failure> {
+pub(super) fn parse_query<T: DeserializeOwned>(text: &str) -> Result<Query<T>, Failure> {
     let pairs: Vec<(String, String)> =
         serde_urlencoded::from_str(text).map_err(|error| Failure::invalid(format!("the query: {error}")))?;
     let mut tags = Tags::new();
@@ -85,7 +85,7 @@ impl<T: DeserializeOwned + Fields, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-fn parse_body<T: DeserializeOwned>(bytes: &[u8], fields: &[Field]) -> Result<T, Failure> {
+pub(super) fn parse_body<T: DeserializeOwned>(bytes: &[u8], fields: &[Field]) -> Result<T, Failure> {
     let bytes: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
     let mut value: Value =
         serde_json::from_slice(bytes).map_err(|error| Failure::invalid(format!("the body is not JSON: {error}")))?;

@@ -193,7 +193,7 @@ pub(super) async fn restore(State(app): State<Arc<App>>, Named(id): Named<String
 }
 
 /// The request as a specification, with defaults filled in.
-fn spec(
+pub(super) fn spec(
     defaults: &Defaults,
     networks: &Networks,
     request: CreateInstance,
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         type Change = fn(&mut CreateInstance);
-        let cases: [(&str, ErrorKind, Change); 17] = [
+        let cases: [(&str, ErrorKind, Change); 19] = [
             ("Web_1", ErrorKind::Invalid, |r| r.name = "Web_1".into()),
             ("size", ErrorKind::Invalid, |r| r.size = Some("lots".into())),
             ("too small", ErrorKind::Invalid, |r| r.size = Some("1MB".into())),
@@ -355,6 +355,12 @@ mod tests {
             }),
             ("network.enabled", ErrorKind::Invalid, |r| {
                 r.network = network(|n| (n.enabled, n.outbound) = (Some(false), Some(Outbound::None)));
+            }),
+            ("at most 256", ErrorKind::Invalid, |r| {
+                r.network = network(|n| n.ports = Some((1..258).map(|port| format!("{port}:80")).collect()));
+            }),
+            ("at most 1024", ErrorKind::Invalid, |r| {
+                r.network = network(|n| n.allow = Some(vec!["a.com".into(); 1025]));
             }),
             ("names no command", ErrorKind::Invalid, |r| r.entrypoint = Some(Vec::new())),
         ];

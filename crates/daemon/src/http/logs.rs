@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::error::Failure;
 use super::input::{Named, Query};
+use super::sessions::Session;
 use super::tail::{Follower, Lines};
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, InstanceView, LogSource};
@@ -43,11 +44,13 @@ pub(super) async fn logs(
         hearth_api::logs::LogSource::Hearth => LogSource::Hearth,
     };
     let tail = query.tail.unwrap_or(DEFAULT_TAIL);
-    let reader =
-        Reader::new(&instance, source, tail, query.follow.unwrap_or(false), app.draining.clone()).map_err(|error| {
-            OpError::new(ErrorKind::HostFailed, format!("read the log of instance {}: {error}", instance.name()))
-                .about("instance", instance.name().as_str())
-        })?;
+    // What only shows what is there ends by itself.
+    let follow = query.follow.unwrap_or(false);
+    let session = follow.then(|| app.sessions.begin(&instance, &app.config.limits)).transpose()?;
+    let reader = Reader::new(&instance, source, tail, session, app.draining.clone()).map_err(|error| {
+        OpError::new(ErrorKind::HostFailed, format!("read the log of instance {}: {error}", instance.name()))
+            .about("instance", instance.name().as_str())
+    })?;
     let events = stream::unfold(reader, async |mut reader| {
         let events = reader.next().await?;
         Some((Ok::<_, Infallible>(events), reader))
@@ -73,6 +76,7 @@ struct Follow {
     follower: Follower,
     view: watch::Receiver<InstanceView>,
     draining: CancellationToken,
+    _session: Session,
 }
 
 impl Reader {
@@ -80,14 +84,14 @@ impl Reader {
         instance: &InstanceHandle,
         source: LogSource,
         tail: u64,
-        follow: bool,
+        follow: Option<Session>,
         draining: CancellationToken,
     ) -> io::Result<Self> {
         // Watched before it is read: what is written in between is seen.
         let follow = match follow {
-            false => None,
-            true => match Follower::new(instance.dir().path()) {
-                Ok(follower) => Some(Follow { follower, view: instance.watch(), draining }),
+            None => None,
+            Some(session) => match Follower::new(instance.dir().path()) {
+                Ok(follower) => Some(Follow { follower, view: instance.watch(), draining, _session: session }),
                 // It is being made or removed, and there is nothing to follow.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error),

@@ -9,7 +9,14 @@ use super::error::Failure;
 use super::input::parse_field;
 use crate::networks::Networks;
 
+/// Destinations on one list.
+const MOST_ALLOWED: usize = 1024;
+/// Ports that are published for one instance.
+const MOST_PORTS: usize = 256;
+
 /// The network that a request asks for; none if it wants none.
+///
+/// What is listed becomes rules of the kernel, so a list has an end.
 pub(super) fn asked(
     networks: &Networks,
     backend: Backend,
@@ -18,6 +25,12 @@ pub(super) fn asked(
     let NetworkRequest { enabled, bandwidth_download, bandwidth_upload, outbound, allow, ports } =
         request.unwrap_or_default();
     let allow = allow.filter(|list| !list.is_empty());
+    let longest = |field, length: usize, most: usize| {
+        let refused = || Failure::invalid(format!("field {field:?}: a list of {length} is too long: at most {most}"));
+        if length <= most { Ok(()) } else { Err(refused()) }
+    };
+    longest("network.allow", allow.as_ref().map_or(0, Vec::len), MOST_ALLOWED)?;
+    longest("network.ports", ports.as_ref().map_or(0, Vec::len), MOST_PORTS)?;
     let speed = |field, text: Option<String>| match text.as_deref() {
         // What a client sends that has nothing to say.
         None | Some("" | "0") => Ok(None),

@@ -57,6 +57,12 @@ impl Lines {
                         open.position = 0;
                         self.partial.clear();
                     }
+                    // What has been given back of a log that was too long (`log_space`) is passed over.
+                    let data = first_data(&open.file, open.position)?;
+                    if data > open.position {
+                        open.position = data;
+                        self.partial.clear();
+                    }
                     open.file.seek(SeekFrom::Start(open.position))?;
                     let read = open.file.read(&mut chunk)?;
                     open.position += read as u64;
@@ -113,6 +119,16 @@ fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(&line[..end]).into_owned()
 }
 
+/// Where there is something at that place or behind it: at the end, if nowhere.
+fn first_data(file: &File, from: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(from)) {
+        Err(rustix::io::Errno::NXIO) => Ok(from.max(file.metadata()?.len())),
+        // A file system that does not know holes has none.
+        Err(rustix::io::Errno::INVAL) => Ok(from),
+        found => Ok(found?),
+    }
+}
+
 /// Where the last so many lines begin; read from the end, so that a long file costs nothing.
 fn before_last(file: &mut File, lines: u64) -> io::Result<u64> {
     let mut end = file.metadata()?.len();
@@ -123,8 +139,9 @@ fn before_last(file: &mut File, lines: u64) -> io::Result<u64> {
     let mut wanted = lines + 1;
     let mut last_byte = true;
     let mut chunk = vec![0; CHUNK];
-    while end > 0 {
-        let size = usize::try_from(end).unwrap_or(CHUNK).min(CHUNK);
+    let begin = first_data(file, 0)?;
+    while end > begin {
+        let size = usize::try_from(end - begin).unwrap_or(CHUNK).min(CHUNK);
         let start = end - size as u64;
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut chunk[..size])?;
@@ -140,7 +157,7 @@ fn before_last(file: &mut File, lines: u64) -> io::Result<u64> {
         }
         end = start;
     }
-    Ok(0)
+    Ok(begin)
 }
 
 /// Wakes when something in a directory changes.
@@ -212,6 +229,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_was_given_back_of_a_long_log_is_passed_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let line = |number: u32| format!("line {number:09}");
+        let text: String = (0..100_000).map(|number| line(number) + "\n").collect();
+        std::fs::write(&path, &text).expect("written");
+        let mut slow = Lines::open(path.clone(), 1_000_000).expect("opened");
+        assert_eq!(slow.read().expect("readable")[0], line(0));
+        let file = File::options().write(true).open(&path).expect("opened");
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, flags, 0, 1 << 20).expect("a file system with holes");
+        for mut lines in [slow, Lines::open(path.clone(), 1_000_000).expect("opened")] {
+            let seen = all(&mut lines);
+            // The first one begins where the hole ends.
+            assert!(seen.iter().all(|line| !line.contains('\0')) && seen.len() > 20_000, "{}", seen.len());
+            assert_eq!((seen[1].len(), seen.last()), (14, Some(&line(99_999))));
+        }
+        let mut last = Lines::open(path, 2).expect("opened");
+        assert_eq!(all(&mut last), [line(99_998), line(99_999)]);
     }
 
     #[tokio::test]

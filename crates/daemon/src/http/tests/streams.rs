@@ -205,3 +205,58 @@ async fn files_go_in_and_trees_come_out() {
     let error = server.client.cp_from("web", &CpRequest::from("/no/such")).await.expect("begun").next().await;
     assert_eq!(error.expect_err("nothing is there").kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn sessions_are_counted_and_the_one_too_many_is_refused_until_another_ends() {
+    let server = Server::configured(None, |config| {
+        config.limits.sessions_per_instance = 2;
+        config.limits.sessions = 3;
+    })
+    .await;
+    server.import(super::server::IMAGE).await.expect("imported");
+    for name in ["a", "b"] {
+        server.create(name).await;
+    }
+    let follow = LogsQuery { follow: Some(true), ..LogsQuery::default() };
+    let (one, two) = (server.client.logs("a", &follow).await, server.client.logs("a", &follow).await);
+    let _one = one.expect("the first");
+    let refused = server.client.exec("a", &ExecRequest::default()).await.expect_err("the third");
+    assert_eq!(refused.kind(), ErrorKind::Exhausted);
+    let text = format!("{refused} {:?}", refused.hint());
+    assert!(text.contains("instance a: 2 commands") && text.contains("limits.sessions_per_instance"), "{text}");
+
+    let _three = server.client.logs("b", &follow).await.expect("another's first");
+    let refused = server.client.logs("b", &follow).await.expect_err("the fourth of all");
+    assert!(refused.hint().is_some_and(|hint| hint.contains("raise limits.sessions in")), "{refused}");
+    // What does not stay is not counted.
+    server.client.logs("b", &LogsQuery::default()).await.expect("shown");
+
+    drop(two);
+    let again = async {
+        while server.client.logs("a", &follow).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("its place is free again");
+}
+
+#[tokio::test]
+async fn a_first_frame_that_is_too_long_ends_the_session_and_nothing_else() {
+    let server = Server::new().await;
+    server.create("web").await;
+    let url = server.client.url().replace("http://", "ws://") + "/instances/web/exec";
+    let host = url.trim_start_matches("ws://").split('/').next().expect("a host").to_owned();
+    let stream = tokio::net::TcpStream::connect(host).await.expect("connected");
+    let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("upgraded");
+    let long = format!(r#"{{"command":["echo","{}"],"tty":false}}"#, "x".repeat(5 << 20));
+    // It may be hung up on before it has said all of it.
+    socket.send(Message::text(long)).await.ok();
+    while let Some(Ok(message)) = socket.next().await {
+        assert!(!matches!(message, Message::Binary(_)), "it was run");
+    }
+    server
+        .client
+        .exec("web", &ExecRequest { command: vec!["echo".into()], ..ExecRequest::default() })
+        .await
+        .expect("another");
+}
