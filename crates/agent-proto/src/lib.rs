@@ -25,6 +25,8 @@ pub mod flow;
 pub mod frame;
 pub mod guest;
 pub mod message;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 
 pub use exec::{ExecStart, ExitStatus, ProgramExit, TtySize};
 pub use files::{CopyDone, CopyEntry, CopyFromStart, CopyToStart, FileKind, PathStat, StatRequest};

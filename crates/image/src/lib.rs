@@ -24,6 +24,8 @@ mod layer;
 mod limits;
 mod oci;
 mod shelf;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 mod tarball;
 mod tree;
 

@@ -20,6 +20,8 @@ mod consider;
 mod directory;
 mod policy;
 mod relay;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 mod upstream;
 
 use std::io;

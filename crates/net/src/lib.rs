@@ -32,6 +32,8 @@ mod tag;
 #[cfg(test)]
 mod testbed;
 
+#[cfg(any(test, feature = "stranger"))]
+pub use dns::stranger;
 pub use fault::{Impossible, NetError};
 pub use network::Network;
 pub use nft::NftError;

@@ -36,6 +36,8 @@ mod mark;
 mod open;
 mod remove;
 mod settle;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 mod verify;
 
 pub use compatible::{CpuFingerprint, Difference, HostFacts, Incompatible, compatible};

@@ -193,11 +193,6 @@ pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bund
     if manifest.id != *id {
         return Err(damaged(MANIFEST, format!("is that of snapshot {}", manifest.id)));
     }
-    if let Some(foreign) = &manifest.foreign
-        && manifest.spec.foreign.as_ref() != Some(&foreign.devices())
-    {
-        return Err(damaged(MANIFEST, "names other drives than its specification".into()));
-    }
     // Only names of ours, and ids of drives that were checked, are ever joined to a path.
     for file in &manifest.files() {
         let Some(entry) = manifest.files.iter().find(|entry| entry.name == *file) else {
@@ -222,10 +217,6 @@ pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bund
 }
 
 fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
-    #[derive(serde::Deserialize)]
-    struct OnlyFormat {
-        format: u32,
-    }
     let path = dir.join(MANIFEST);
     let damaged =
         |problem: &str| OpenError::Damaged { id: id.clone(), file: MANIFEST.to_owned(), problem: problem.to_owned() };
@@ -237,13 +228,29 @@ fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(damaged("is not a file")),
         Err(source) => return Err(OpenError::Io { path, source }),
     };
+    parse(&json, id)
+}
+
+/// What the file of a bundle says; that it is another's is for the caller to see.
+pub(crate) fn parse(json: &[u8], id: &SnapshotId) -> Result<Manifest, OpenError> {
+    #[derive(serde::Deserialize)]
+    struct OnlyFormat {
+        format: u32,
+    }
     let garbled = |source| OpenError::Garbled { id: id.clone(), source };
     // The number first: nothing else of a later format can be relied on.
-    let OnlyFormat { format } = serde_json::from_slice(&json).map_err(garbled)?;
+    let OnlyFormat { format } = serde_json::from_slice(json).map_err(garbled)?;
     if format > FORMAT {
         return Err(OpenError::FromTheFuture { id: id.clone(), found: format });
     }
-    serde_json::from_slice(&json).map_err(garbled)
+    let manifest: Manifest = serde_json::from_slice(json).map_err(garbled)?;
+    if let Some(foreign) = &manifest.foreign
+        && manifest.spec.foreign.as_ref() != Some(&foreign.devices())
+    {
+        let problem = "names other drives than its specification".into();
+        return Err(OpenError::Damaged { id: id.clone(), file: MANIFEST.to_owned(), problem });
+    }
+    Ok(manifest)
 }
 
 /// Reads a file, unless it is longer than that: then it is not what it should be.

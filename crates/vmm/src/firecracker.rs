@@ -16,6 +16,8 @@ mod load;
 pub(crate) mod probe;
 pub(crate) mod ready;
 mod snapshot;
+#[cfg(any(test, feature = "stranger"))]
+pub mod stranger;
 mod vsock;
 
 use std::path::Path;

@@ -31,6 +31,8 @@ pub use cgroup::Cgroups;
 pub use devices::launched_with;
 pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
 pub use firecracker::probe::{KvmTrust, probe as probe_firecracker};
+#[cfg(any(test, feature = "stranger"))]
+pub use firecracker::stranger;
 pub use kvm::{accel, evidence};
 pub use launcher::{Launcher, Ready, ReadyToBoot, Started};
 pub use probe::BackendProbe;

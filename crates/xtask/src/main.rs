@@ -10,6 +10,7 @@ mod daemon;
 mod debian;
 mod demo;
 mod deps;
+mod fuzz;
 mod interrupt;
 mod lab;
 mod oci;
@@ -43,6 +44,8 @@ enum Command {
     Demo,
     /// Check who depends on whom, where `unsafe` is, and that each file says what it is for.
     Deps,
+    /// Make up what strangers may send, and see that it is borne.
+    Fuzz(fuzz::Arguments),
     /// Tell stories on real Firecracker with Linux guests, on an emulated host.
     Lab(lab::Arguments),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Ci(arguments) => ci::run(&workspace, &arguments),
         Command::Demo => demo::run(&workspace),
         Command::Deps => deps::run(&workspace),
+        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, &arguments),
     });
     match done {

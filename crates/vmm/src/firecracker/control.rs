@@ -12,6 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use crate::answer::watched;
@@ -21,7 +22,7 @@ use crate::socket;
 use crate::spec::{API_SOCKET, RunState};
 
 /// Its answers are short; the longest is a machine's configuration.
-const LONGEST_ANSWER: usize = 1 << 20;
+pub(super) const LONGEST_ANSWER: usize = 1 << 20;
 
 /// A connection to the API, made when it is needed and kept while it lasts.
 #[derive(Debug)]
@@ -112,7 +113,10 @@ impl Api {
 }
 
 /// Speaks HTTP on a connection.
-async fn greet(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
+pub(super) async fn greet<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     // Ends with either end of the connection; what went wrong, the request says.
     tokio::spawn(connection);
@@ -120,7 +124,7 @@ async fn greet(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
 }
 
 /// Sends a request and takes the answer, if it is one and not too long.
-async fn exchange(
+pub(super) async fn exchange(
     open: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
 ) -> io::Result<(StatusCode, Bytes)> {
@@ -133,7 +137,7 @@ async fn exchange(
 }
 
 /// `{"fault_message": "…"}`, or whatever else was said.
-fn fault_message(text: &[u8]) -> String {
+pub(super) fn fault_message(text: &[u8]) -> String {
     let parsed: Option<Value> = serde_json::from_slice(text).ok();
     match parsed.as_ref().and_then(|answer| answer["fault_message"].as_str()) {
         Some(message) => message.to_owned(),
@@ -149,10 +153,15 @@ pub(crate) async fn resume(api: &mut Api, process: &Process) -> Result<(), Contr
 /// Whether the vCPUs run.
 pub(crate) async fn run_state(api: &mut Api, process: &Process) -> Result<RunState, ControlError> {
     let info = api.get(process, "GET /", "/").await?;
-    match info["state"].as_str() {
-        Some("Running") => Ok(RunState::Running),
-        Some("Paused") => Ok(RunState::Paused),
-        _ => Err(ControlError::Garbled { command: "GET /", line: info.to_string() }),
+    run_state_of(&info).ok_or_else(|| ControlError::Garbled { command: "GET /", line: info.to_string() })
+}
+
+/// What the VMM says of itself.
+pub(super) fn run_state_of(info: &Value) -> Option<RunState> {
+    match info["state"].as_str()? {
+        "Running" => Some(RunState::Running),
+        "Paused" => Some(RunState::Paused),
+        _ => None,
     }
 }
 

@@ -57,7 +57,7 @@ async fn ask(ready: &mut Ready, from: &SavedState, vsock: bool) -> Result<Descri
 
 /// Source: Firecracker's `FullVmConfiguration`, 1.16. What it does not say is not there; what has
 /// no place here counts as a device that cannot be replaced.
-fn describe(config: &Value, machine: &Value) -> Option<Described> {
+pub(super) fn describe(config: &Value, machine: &Value) -> Option<Described> {
     let list = |key: &str| config[key].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let drive = |drive: &Value| {

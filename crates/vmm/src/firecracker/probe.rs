@@ -108,9 +108,14 @@ fn judge_kvm(kvm: &KvmEvidence, trust: KvmTrust) -> Result<String, String> {
 
 fn version(program: &Path) -> Result<Version, String> {
     let text = ask(program, &["--version"])?;
+    version_in(&text)
+        .ok_or_else(|| format!("{}: its version is not understood: {:?}", program.display(), text.lines().next()))
+}
+
+/// In what `--version` prints.
+pub(super) fn version_in(text: &str) -> Option<Version> {
     let word = text.lines().next().and_then(|line| line.strip_prefix("Firecracker ")).map(str::trim);
     word.and_then(Version::parse)
-        .ok_or_else(|| format!("{}: its version is not understood: {:?}", program.display(), text.lines().next()))
 }
 
 #[cfg(test)]

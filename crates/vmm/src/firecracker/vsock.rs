@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::answer::watched;
@@ -60,7 +60,7 @@ async fn ask(dir: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-async fn handshake(stream: &mut UnixStream) -> io::Result<()> {
+pub(super) async fn handshake(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
     // Byte by byte: what follows the line is the agent's.
     let mut line = Vec::with_capacity(16);
