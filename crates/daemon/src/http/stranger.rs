@@ -42,8 +42,8 @@ pub fn request(bytes: &[u8]) {
         refusal(parse_name("instance", &name).map(drop));
         refusal(super::instances::check_env(&env.unwrap_or_default()));
     }
-    drop(body::<StartInstance>(bytes));
-    drop(body::<StandbyInstance>(bytes));
+    let _ = body::<StartInstance>(bytes);
+    let _ = body::<StandbyInstance>(bytes);
     drop(body::<CreateSnapshot>(bytes));
     drop(body::<RestoreSnapshot>(bytes));
     drop(body::<ForkSnapshot>(bytes));
