@@ -24,7 +24,7 @@ fn on(program: &Path, kernel: &Path, setup: Setup) -> Setup {
 }
 
 /// The real one; `None`, loudly, where it cannot be used.
-fn real() -> Option<Setup> {
+pub(crate) fn real() -> Option<Setup> {
     let program = std::env::var_os("HEARTH_FIRECRACKER").map_or_else(|| "firecracker".into(), PathBuf::from);
     let setup = Setup::default();
     let usable = || -> Result<PathBuf, String> {
@@ -61,7 +61,7 @@ fn fail(host: &TestHost, faults: &Value) -> Result<()> {
     std::fs::write(file, json!({ "faults": faults }).to_string()).context("ask for faults")
 }
 
-async fn boot_without_agent<'h>(host: &'h TestHost, name: &str) -> Result<Vm<'h>> {
+pub(crate) async fn boot_without_agent<'h>(host: &'h TestHost, name: &str) -> Result<Vm<'h>> {
     host.import_counter().await?;
     let request = TestHost::request(name, "counter:1");
     let request = CreateInstance { skip_guest_agent: Some(true), network: None, ..request };
@@ -90,13 +90,13 @@ fn brought_back(host: &TestHost, name: &str, op: &str, plan: &str) -> Result<()>
 }
 
 /// The last tick on the console.
-async fn tick(vm: &Vm<'_>) -> Result<u64> {
+pub(crate) async fn tick(vm: &Vm<'_>) -> Result<u64> {
     let console = vm.console().await?;
     let mut ticks = console.lines().filter_map(|line| line.strip_prefix("tick ")?.trim().parse().ok());
     Ok(ticks.next_back().unwrap_or(0))
 }
 
-async fn goes_on(vm: &Vm<'_>, from: u64) -> Result<()> {
+pub(crate) async fn goes_on(vm: &Vm<'_>, from: u64) -> Result<()> {
     eventually("the guest counts on", async || Ok(tick(vm).await? > from)).await
 }
 
@@ -224,12 +224,12 @@ fn rounds_from_fork_to_removal_leave_nothing_on_the_network() {
 }
 
 /// What is in a pool here, and what a slot that is taken shows: a namespace and a link.
-const SLOT: usize = 2;
-const SLOTS_OF_A_POOL: usize = 2 * SLOT;
+pub(crate) const SLOT: usize = 2;
+pub(crate) const SLOTS_OF_A_POOL: usize = 2 * SLOT;
 
 /// How much of the host's devices, addresses, routes, namespaces and rules bears this daemon's names or
 /// has to do with its range. Others' stories come and go beside it.
-async fn on_the_network(host: &TestHost) -> Result<String> {
+pub(crate) async fn on_the_network(host: &TestHost) -> Result<String> {
     let range = host.client().capabilities().await?.network.subnet.context("a range")?;
     let range = range.trim_end_matches("0/24").to_owned();
     let tag = host.slots().first().and_then(|name| Some(name.split('-').nth(1)?.to_owned())).context("a slot")?;

@@ -9,6 +9,8 @@ mod bad_images;
 mod bad_requests;
 mod boot;
 mod command_line;
+mod counters;
+mod crash;
 mod daemon;
 mod exec;
 mod firecracker;
