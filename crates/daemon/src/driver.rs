@@ -34,8 +34,14 @@ use crate::resources::machine;
 use crate::run::{Run, blocking};
 use crate::{agents, console, restart};
 
+#[cfg(test)]
+mod unstored;
+
 /// How often a lost agent connection is tried again before the next request must ask.
 const REACH_TRIES: usize = 3;
+
+/// How long until a record that could not be stored, or removed, is tried again.
+const STORE_AGAIN: Duration = Duration::from_millis(500);
 
 /// From a VMM's sockets being closed to its end being known.
 const ENDING: Duration = Duration::from_secs(1);
@@ -45,8 +51,10 @@ pub(crate) struct Driver {
     host: Arc<Host>,
     registry: Registry,
     handle: InstanceHandle,
-    /// The record as it is stored.
+    /// The record as it is stored, unless that failed.
     record: InstanceRecord,
+    /// What is stored is older than the record: there was no room, for one.
+    unstored: bool,
     running: Option<Running>,
     /// Set while it is not known whether it runs.
     unseen: Option<Unseen>,
@@ -77,6 +85,7 @@ enum Happened {
     AttemptIsDue(RestartStatus),
     VmmExited(Arc<Exit>),
     Agent(Option<Event>),
+    StoreAgain,
 }
 
 impl Driver {
@@ -93,7 +102,7 @@ impl Driver {
     ) {
         let span = info_span!("instance", id = %record.id, name = %record.spec.name);
         let unseen = unseen.map(|record| Unseen { record, looks: 0 });
-        let mut driver = Self { host, registry, handle, record, running: None, unseen };
+        let mut driver = Self { host, registry, handle, record, unstored: false, running: None, unseen };
         if let Some((live, events)) = born {
             driver.watch(live, events);
         }
@@ -102,7 +111,13 @@ impl Driver {
 
     async fn run(mut self, mut told: mpsc::UnboundedReceiver<Told>) {
         loop {
-            match self.next(&mut told).await {
+            let happened = tokio::select! {
+                biased;
+                happened = self.next(&mut told) => happened,
+                () = tokio::time::sleep(STORE_AGAIN), if self.unstored => Happened::StoreAgain,
+            };
+            match happened {
+                Happened::StoreAgain => self.store(),
                 Happened::Told(None) => return,
                 Happened::Told(Some(Told::Job(job))) => {
                     // It is to be deleted: nothing else is admitted.
@@ -540,12 +555,13 @@ impl Driver {
         self.record.phases.enter(state.name(), now_ms());
         self.record.phase = Phase::Resting(state);
         match timeline {
-            Some(timeline) => {
-                if let Err(error) = self.host.store.conclude(&self.record, timeline) {
+            Some(timeline) => match self.host.store.conclude(&self.record, timeline) {
+                Ok(()) => self.unstored = false,
+                Err(error) => {
                     warn!(%error, "timeline not stored");
                     self.store();
                 }
-            }
+            },
             None => self.store(),
         }
         self.publish();
@@ -563,9 +579,20 @@ impl Driver {
         stored.map_err(OpError::from)
     }
 
-    fn store(&self) {
-        if let Err(error) = self.host.store.update_instance(&self.record) {
-            error!(%error, "the record could not be stored");
+    /// Stores the record; where that fails it is tried again. Until then the next daemon would take what
+    /// has ended for cut off.
+    fn store(&mut self) {
+        match self.host.store.update_instance(&self.record) {
+            Ok(()) if self.unstored => {
+                info!("the record is stored now");
+                self.unstored = false;
+            }
+            Ok(()) => {}
+            Err(_) if self.unstored => {}
+            Err(error) => {
+                error!(%error, "the record could not be stored: trying again");
+                self.unstored = true;
+            }
         }
     }
 
@@ -580,10 +607,14 @@ impl Driver {
 
     fn forget(&mut self) {
         self.unwatch();
-        if let Err(error) = self.host.store.remove_instance(&self.record.id) {
-            error!(%error, "the record could not be removed");
+        match self.host.store.remove_instance(&self.record.id) {
+            Ok(()) => self.host.networks.give_back(&self.record),
+            Err(error) => {
+                error!(%error, "the record could not be removed: trying again");
+                let removed = remove_later(Arc::clone(&self.host), self.record.clone());
+                tokio::spawn(removed.in_current_span());
+            }
         }
-        self.host.networks.give_back(&self.record);
         self.host.room.give_back(&self.record.id);
         self.registry.forget(self.handle.id());
         self.handle.publish(|view| {
@@ -717,4 +748,13 @@ impl Driver {
             Ok(()) => {}
         }
     }
+}
+
+/// Removes the record of an instance that is no more. Its name and its address are free after that.
+async fn remove_later(host: Arc<Host>, record: InstanceRecord) {
+    while host.store.remove_instance(&record.id).is_err() {
+        tokio::time::sleep(STORE_AGAIN).await;
+    }
+    info!("the record is removed now");
+    host.networks.give_back(&record);
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
@@ -28,6 +29,10 @@ use crate::pins::Pin;
 use crate::reservations::{Taken, of_boot, writes};
 use crate::resources::machine;
 use crate::run::blocking;
+
+/// How long until the removal of a snapshot that nobody sees is tried again: at first, and at most.
+const DROP_AGAIN: Duration = Duration::from_secs(1);
+const DROP_AGAIN_AT_MOST: Duration = Duration::from_secs(600);
 
 /// All instances.
 #[derive(Debug, Clone)]
@@ -203,8 +208,11 @@ impl Registry {
     pub(crate) fn drop_snapshot_later(&self, snapshot: SnapshotId) {
         let this = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = this.drop_snapshot(&snapshot).await {
-                warn!(%snapshot, %error, "a snapshot could not be removed");
+            let mut pause = DROP_AGAIN;
+            while let Err(error) = this.drop_snapshot(&snapshot).await {
+                warn!(%snapshot, %error, "a snapshot could not be removed: trying again");
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(DROP_AGAIN_AT_MOST);
             }
         });
     }
