@@ -15,11 +15,16 @@ use hearth_vmm::Vmm;
 use crate::error::OpError;
 use crate::registry::random;
 
-/// Dials the guest and waits for its agent's word. A VMM that ends meanwhile is the answer, at
-/// once.
+/// Dials the guest and waits for its agent's word, for each so long. A VMM that ends meanwhile is the
+/// answer, at once.
 pub(crate) async fn meet(vmm: &Arc<Vmm>, within: Duration) -> Result<(Agent, EventReceiver), OpError> {
     let greet = async {
-        let stream = vmm.dial_guest().await?;
+        // Dropping it closes a socket, and nothing else.
+        let dialled = tokio::time::timeout(within, vmm.dial_guest()).await;
+        let stream = dialled.map_err(|_| {
+            let message = format!("the guest has taken no connection for {} s", within.as_secs());
+            OpError::new(ErrorKind::GuestUnresponsive, message)
+        })??;
         let (agent, welcome, events) = Agent::connect(stream, within).await?;
         if let Some(why) = welcome.boot_failure {
             return Err(OpError::new(ErrorKind::GuestUnresponsive, format!("the guest could not come up: {why}")));
