@@ -348,7 +348,8 @@ fn a_guest_with_an_agent_is_itself_after_a_restore_and_so_are_its_forks() {
 /// is restored when it is tried again.
 #[test]
 fn a_restore_that_fails_anywhere_can_be_tried_again() {
-    simulated().expect_log("operation failed").limit_s(400).story(async |host| {
+    let setup = simulated().env("HEARTH_TIMEOUTS_AGENT_S", "5").expect_log("operation failed");
+    setup.limit_s(400).story(async |host| {
         let vm = host.boot_with("web", |request| request.network = None).await?;
         vm.run(&["write", "/file", "kept"]).await?;
         vm.standby().await?;
@@ -360,6 +361,7 @@ fn a_restore_that_fails_anywhere_can_be_tried_again() {
             (json!({ "on": "PUT /snapshot/load", "do": { "error": 400 } }), "load snapshot"),
             (json!({ "on": "PUT /snapshot/load", "when": "after", "do": { "error": 500 } }), "load snapshot"),
             (json!({ "on": "vsock", "do": "kill" }), "reach agent"),
+            (json!({ "on": "vsock", "do": "hang" }), "reach agent"),
         ] {
             fail(host, &json!([fault]))?;
             let failed = host.hearth(&["restore", "web"])?;
