@@ -131,6 +131,31 @@ impl TestHost {
         self.dir.path().join("data")
     }
 
+    /// Whether the data directory has a small disk of its own.
+    pub fn has_small_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// Writes to the small disk until nothing more goes in, but for `left` bytes. Whoever removes the
+    /// file has room again.
+    pub fn fill_disk(&self, left: u64) -> Result<PathBuf> {
+        let path = self.data().join("ballast");
+        let mut file = std::fs::File::create(&path).context("make the ballast")?;
+        let chunk = vec![0x55; 1 << 20];
+        let mut size = 0_u64;
+        while let Ok(written) = file.write(&chunk) {
+            size += written as u64;
+        }
+        file.set_len(size.saturating_sub(left)).context("cut the ballast")?;
+        file.sync_all().context("sync the ballast")?;
+        Ok(path)
+    }
+
+    /// The processes that work in an instance's directory.
+    pub fn vmms_of(&self, id: &str) -> Vec<i32> {
+        traces::vmms(&self.data().join("instances").join(id)).into_iter().map(|(pid, _)| pid).collect()
+    }
+
     /// What is there of instances now.
     pub fn traces(&self) -> Traces {
         Traces::of(&self.data())

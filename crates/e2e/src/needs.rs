@@ -11,14 +11,17 @@ use crate::smalldisk::FileSystem;
 /// # Errors
 /// What is missing, and how to get it.
 pub(crate) fn find() -> Result<PathBuf, String> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("stories on real VMs need root".into());
-    }
+    root()?;
     vmm(&Backend::asked_for()?)?;
     busybox()?;
     std::env::var_os("HEARTH_TEST_KERNEL_DIR")
         .map(PathBuf::from)
         .ok_or_else(|| "HEARTH_TEST_KERNEL_DIR names no unpacked kernel package: `cargo xtask ci` sets it".into())
+}
+
+/// What the network of every guest needs.
+pub(crate) fn root() -> Result<(), String> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { Err("stories need root".into()) }
 }
 
 /// What guests without a kernel need.

@@ -32,14 +32,33 @@ pub struct Setup {
     pub(crate) disk: Option<(FileSystem, u64)>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) expected: Vec<String>,
-    bare: bool,
+    needs: Needs,
     limit: Duration,
+}
+
+/// What a host must have for the guests to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// A VMM, a kernel and what images are made of.
+    Everything,
+    /// KVM.
+    Kvm,
+    /// Root.
+    Root,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let dir = tempfile::Builder::new().prefix("hearth-e2e-").tempdir().expect("a temporary directory");
-        Self { dir, env: Vec::new(), disk: None, kernel: None, expected: Vec::new(), bare: false, limit: LIMIT }
+        Self {
+            dir,
+            env: Vec::new(),
+            disk: None,
+            kernel: None,
+            expected: Vec::new(),
+            needs: Needs::Everything,
+            limit: LIMIT,
+        }
     }
 }
 
@@ -61,8 +80,15 @@ impl Setup {
     /// run on any KVM that opens.
     #[must_use]
     pub fn without_a_kernel(mut self, firecracker: &Path) -> Self {
-        self.bare = true;
+        self.needs = Needs::Kvm;
         self.env("HEARTH_FIRECRACKER_PATH", &firecracker.display().to_string()).env("HEARTH_FIRECRACKER_KVM", "trust")
+    }
+
+    /// With guests that nothing runs, of a simulated VMM: of the host they need its network alone.
+    #[must_use]
+    pub fn without_guests(mut self) -> Self {
+        self.needs = Needs::Root;
+        self
     }
 
     /// With a data directory on a disk of that size, where clones are copies.
@@ -84,6 +110,18 @@ impl Setup {
     pub fn disk_that_loses_power(mut self, mib: u64) -> Self {
         self.disk = Some((FileSystem::Ext4ThatLosesPower, mib));
         self
+    }
+
+    /// The same where such a disk can be had; where not, that is said, and nothing fills up.
+    #[must_use]
+    pub fn reflink_disk_if_possible(self, mib: u64) -> Self {
+        match needs::small_disk(FileSystem::Xfs) {
+            Ok(()) => self.reflink_disk(mib),
+            Err(missing) => {
+                eprintln!("SKIPPED: a full disk: {missing}");
+                self
+            }
+        }
     }
 
     /// With another kernel directory, below the story's own.
@@ -133,7 +171,11 @@ impl Setup {
     /// If it fails.
     pub fn story(self, tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
         let disk = self.disk.map_or(Ok(()), |(kind, _)| needs::small_disk(kind));
-        let needed = if self.bare { needs::kvm().map(|()| self.dir.path().join("kernel")) } else { needs::find() };
+        let needed = match self.needs {
+            Needs::Everything => needs::find(),
+            Needs::Kvm => needs::kvm().map(|()| self.dir.path().join("kernel")),
+            Needs::Root => needs::root().map(|()| self.dir.path().join("kernel")),
+        };
         let kernel = match disk.and(needed) {
             Ok(kernel) => kernel,
             Err(missing) => {
