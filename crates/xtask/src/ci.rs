@@ -21,6 +21,7 @@ use crate::deps;
 use crate::lab;
 use crate::process;
 use crate::setup::{self, TestRunner};
+use crate::soak;
 use crate::workspace::Workspace;
 
 /// What to run.
@@ -80,6 +81,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         tests(workspace, with_promtool, &mut skips).map(passed)
     });
     steps.run("build", || build::hearth(workspace, false).map(|_| Outcome::Passed));
+    steps.run("soak", || soak::run_short(workspace, &mut skips));
     steps.run("lab", || lab::run_quick(workspace, &mut skips));
     steps.run("sdk-python", || sdk::python(workspace, with_kernel, &mut skips));
     steps.run("sdk-node", || sdk::node(workspace, with_kernel, &mut skips));

@@ -16,6 +16,7 @@ mod lab;
 mod oci;
 mod process;
 mod setup;
+mod soak;
 mod workspace;
 
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Tell stories on real Firecracker with Linux guests, on an emulated host.
     Lab(lab::Arguments),
+    /// Random operations by several clients on simulated VMMs, with faults, against a model.
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Deps => deps::run(&workspace),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Lab(arguments) => lab::run(&workspace, &arguments),
+        Command::Soak(arguments) => soak::run(&workspace, &arguments),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
