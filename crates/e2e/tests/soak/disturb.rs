@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hearth_e2e::TestHost;
+use hearth_e2e::{TestHost, eventually};
 use hearth_model::ErrorKind::{self, Exhausted, GuestUnresponsive, Incompatible, VmmFailed};
 use hearth_simulated::faults::{Effect, Fault, Plan, When};
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,10 +78,13 @@ pub(crate) async fn happen(host: &TestHost, fate: Fate, id: Option<&str>, figure
         }
         Fate::VmmKilled { after_ms, .. } => {
             tokio::time::sleep(Duration::from_millis(after_ms)).await;
-            for pid in id.map(|id| host.vmms_of(id)).unwrap_or_default() {
+            let Some(id) = id else { return Ok(()) };
+            for pid in host.vmms_of(id) {
                 // It may just have ended.
                 kill_process(Pid::from_raw(pid).context("a pid")?, Signal::KILL).ok();
                 figures.fault("VMM killed");
+                // Until it has ended it looks as if it ran on.
+                eventually("a VMM that was killed has ended", async || Ok(!host.vmms_of(id).contains(&pid))).await?;
             }
         }
         Fate::VmmFault { fault } => figures.fault(&told(fault)),
