@@ -17,7 +17,7 @@ use crate::realm::{Id, Realm};
 const OF_A_VMM: &[ErrorKind] = &[VmmFailed, GuestUnresponsive, Incompatible];
 
 /// How those fail that find no room, or whose VMM does.
-const OF_A_DISK: &[ErrorKind] = &[Exhausted, VmmFailed];
+const OF_A_DISK: &[ErrorKind] = &[Exhausted, VmmFailed, Incompatible];
 
 /// What the simulated VMM does wrong, at what, and whether one that ran before may end of it.
 const FAULTS: [(&str, When, Effect, bool); 20] = [
