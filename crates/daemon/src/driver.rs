@@ -35,6 +35,8 @@ use crate::run::{Run, blocking};
 use crate::{agents, console, restart};
 
 #[cfg(test)]
+mod ended;
+#[cfg(test)]
 mod unstored;
 
 /// How often a lost agent connection is tried again before the next request must ask.
@@ -278,6 +280,11 @@ impl Driver {
     /// Carries out one job; true when the instance is no more.
     async fn work(&mut self, Job { request, from, by, reply }: Job) -> bool {
         let (op, began) = (request.op(), Instant::now());
+        // Its VMM may have ended since that was admitted: then it rests where that has led.
+        let from = match &self.record.phase {
+            Phase::Resting(state) => state.clone(),
+            Phase::Busy { .. } => from,
+        };
         if let Err(full) = self.make_room(&request) {
             drop(reply.send(Err(self.refuse(op, by, from, &full))));
             return false;

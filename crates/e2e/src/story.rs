@@ -105,13 +105,6 @@ impl Setup {
         self
     }
 
-    /// With a data directory on a disk of that size that can lose its power.
-    #[must_use]
-    pub fn disk_that_loses_power(mut self, mib: u64) -> Self {
-        self.disk = Some((FileSystem::Ext4ThatLosesPower, mib));
-        self
-    }
-
     /// The same where such a disk can be had; where not, that is said, and nothing fills up.
     #[must_use]
     pub fn reflink_disk_if_possible(self, mib: u64) -> Self {
@@ -122,6 +115,13 @@ impl Setup {
                 self
             }
         }
+    }
+
+    /// With a data directory on a disk of that size that can lose its power.
+    #[must_use]
+    pub fn disk_that_loses_power(mut self, mib: u64) -> Self {
+        self.disk = Some((FileSystem::Ext4ThatLosesPower, mib));
+        self
     }
 
     /// With another kernel directory, below the story's own.
