@@ -105,7 +105,15 @@ fn simulated() -> Setup {
     ];
     let setup = settings.into_iter().fold(setup, |setup, (key, value)| setup.env(key, value));
     // What was made to fail is told of; that nothing else is, is told by the answers. A panic is never expected.
-    ["operation failed", "request failed"].into_iter().fold(setup, Setup::expect_log)
+    let told = [
+        "operation failed",
+        "request failed",
+        "the agent is not reached",
+        "timeline not stored",
+        "the record could not be",
+        "a snapshot could not be removed",
+    ];
+    told.into_iter().fold(setup, Setup::expect_log)
 }
 
 /// All that is drawn, and all that is known.
