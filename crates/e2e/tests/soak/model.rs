@@ -81,6 +81,7 @@ impl Answer {
             | ErrorKind::VmmFailed
             | ErrorKind::HostFailed
             | ErrorKind::Corrupt
+            | ErrorKind::GuestFailed
             | ErrorKind::Internal => Self::Failed(kind),
         }
     }
