@@ -241,7 +241,7 @@ async fn undisturbed(on: On, verb: Verb) -> (Vec<&'static str>, Picture) {
 /// Fails every call of one verb in turn.
 async fn every_call_of(on: On, verb: Verb) {
     let (calls, done) = undisturbed(on, verb).await;
-
+    println!("{on:?}, {verb:?}: {} points of failure", 2 * calls.len());
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
             let story = format!("{on:?}, {verb:?}: {call:?} (call {nth} of {}) fails {when:?}", calls.len());
@@ -270,6 +270,7 @@ async fn every_call_of(on: On, verb: Verb) {
 /// The daemon dies at every call of one verb in turn.
 async fn death_at_every_call_of(on: On, verb: Verb) {
     let (calls, done) = undisturbed(on, verb).await;
+    println!("{on:?}, {verb:?}: {} points of death", 2 * calls.len());
     for (nth, call) in calls.iter().enumerate() {
         for when in [When::Before, When::After] {
             let story = format!("{on:?}, {verb:?}: the daemon dies {when:?} {call:?} (call {nth} of {})", calls.len());
