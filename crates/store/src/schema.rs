@@ -1,7 +1,8 @@
 //! Opening the database, and bringing it from any older version to this one.
 //!
 //! A version is a step in [`STEPS`], which never changes once released; `tests/golden/` keeps a
-//! database of each. The number is SQLite's `user_version`.
+//! database of each. The number is SQLite's `user_version`. Before an older database is changed, it is
+//! copied as it is to `<file>.v<its version>`, for whoever wants to go back.
 
 use std::path::Path;
 use std::time::Duration;
@@ -50,16 +51,44 @@ pub(crate) const VERSION: i64 = STEPS.len() as i64;
 const BUSY: Duration = Duration::from_secs(5);
 
 pub(crate) fn open(file: &Path) -> Result<Connection, OpenError> {
+    open_with(file, &STEPS)
+}
+
+fn open_with(file: &Path, steps: &[&str]) -> Result<Connection, OpenError> {
     let failed = |action| move |source| OpenError::Database { action, file: file.to_owned(), source };
     let mut connection = Connection::open(file).map_err(failed("open"))?;
     prepare(&connection).map_err(failed("open"))?;
     let found: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read the version of"))?;
-    if !(0..=VERSION).contains(&found) {
-        return Err(OpenError::FromTheFuture { file: file.to_owned(), found, known: VERSION });
+    let done = match usize::try_from(found) {
+        Ok(done) if done <= steps.len() => done,
+        _ => return Err(OpenError::FromTheFuture { file: file.to_owned(), found, known: VERSION }),
+    };
+    // Far below any limit of its type.
+    let to = i64::try_from(steps.len()).unwrap_or(i64::MAX);
+    if (1..steps.len()).contains(&done) {
+        back_up(&connection, file, found).map_err(failed("copy, before it is changed,"))?;
     }
-    migrate(&mut connection, found).map_err(failed("bring to this version's format"))?;
+    migrate(&mut connection, &steps[done..], to).map_err(failed("bring to this version's format"))?;
     Ok(connection)
+}
+
+/// Whole, or not at all; what an attempt that failed has left is replaced.
+fn back_up(connection: &Connection, file: &Path, found: i64) -> rusqlite::Result<()> {
+    let mut copy = file.as_os_str().to_owned();
+    copy.push(format!(".v{found}"));
+    let mut unfinished = copy.clone();
+    unfinished.push(".new");
+    let (copy, unfinished) = (Path::new(&copy), Path::new(&unfinished));
+    let io = |error: std::io::Error| rusqlite::Error::ToSqlConversionFailure(error.into());
+    match std::fs::remove_file(unfinished) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    // A copy that is in itself consistent, also while somebody reads.
+    connection.execute("VACUUM INTO ?1", [unfinished.to_string_lossy()])?;
+    std::fs::File::open(unfinished).and_then(|copied| copied.sync_all()).map_err(io)?;
+    std::fs::rename(unfinished, copy).map_err(io)
 }
 
 pub(crate) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
@@ -74,15 +103,41 @@ pub(crate) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// All steps in one transaction: an older daemon finds its own version or the new one, never between.
-fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
-    if found == VERSION {
+fn migrate(connection: &mut Connection, steps: &[&str], version: i64) -> rusqlite::Result<()> {
+    if steps.is_empty() {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let done = usize::try_from(found).unwrap_or(0);
-    for step in &STEPS[done..] {
+    for step in steps {
         transaction.execute_batch(step)?;
     }
-    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.pragma_update(None, "user_version", version)?;
     transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_database_is_copied_before_it_is_changed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("state.db");
+        let old = open(&file).expect("made");
+        old.execute("INSERT INTO images VALUES ('app', 'd', 0, '{}')", []).expect("written");
+        drop(old);
+        let copy = dir.path().join(format!("state.db.v{VERSION}"));
+        drop(open(&file).expect("as it is"));
+        assert!(!copy.exists(), "nothing is changed, nothing is copied");
+
+        // A step that fails leaves what was there, and may be tried again.
+        let with = |step| [STEPS.as_slice(), &[step]].concat();
+        open_with(&file, &with("ALTER TABLE nothing ADD COLUMN more TEXT")).expect_err("there is no such table");
+        let newer = open_with(&file, &with("ALTER TABLE images ADD COLUMN more TEXT")).expect("changed");
+        assert_eq!(newer.query_row("SELECT count(more) FROM images", [], |row| row.get::<_, i64>(0)), Ok(0));
+        drop(newer);
+        assert!(matches!(open(&file), Err(OpenError::FromTheFuture { .. })), "this version would misread it");
+        let back = open(&copy).expect("the copy is of this version");
+        assert_eq!(back.query_row("SELECT count(*) FROM images", [], |row| row.get::<_, i64>(0)), Ok(1));
+    }
 }
