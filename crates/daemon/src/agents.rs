@@ -52,6 +52,23 @@ pub(crate) fn exit_text(exit: &hearth_vmm::Exit) -> String {
     }
 }
 
+/// How long a guest that has gone silent may take to welcome somebody else.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// Says of a guest that has gone silent what it does with another connection: whether it stands still
+/// as a whole, or only what was asked of it.
+pub(crate) async fn look_again(vmm: &Arc<Vmm>, error: OpError) -> OpError {
+    if error.kind != ErrorKind::GuestUnresponsive {
+        return error;
+    }
+    let seen = match meet(vmm, SECOND_LOOK).await {
+        Ok(_) => "to another connection it answers",
+        Err(again) if again.kind == ErrorKind::GuestUnresponsive => "to another connection it does not answer either",
+        Err(_) => "another connection to it could not be made",
+    };
+    OpError { message: format!("{}; {seen}", error.message), ..error }
+}
+
 /// How far behind the host's a guest's clock may be set.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 

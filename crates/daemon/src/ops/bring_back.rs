@@ -102,7 +102,13 @@ pub(super) async fn bring_back(
         let (met, heard) = run.step("reach agent", agents::meet(&vmm, within)).await?;
         let identity = agents::identity(&subject.record).coming_back(host.config.timeouts.hooks());
         // Only now is it somebody: until here the guest believes that it is its source.
-        let refreshed = run.step("refresh identity", agents::refresh(&met, &identity, within)).await;
+        let refresh = async {
+            match agents::refresh(&met, &identity, within).await {
+                Ok(refreshed) => Ok(refreshed),
+                Err(error) => Err(agents::look_again(&vmm, error).await),
+            }
+        };
+        let refreshed = run.step("refresh identity", refresh).await;
         run.note(refreshed.inspect_err(|_| host.metrics.refresh_failed(subject.record.spec.backend))?.to_string());
         (agent, events) = (Some(met), Some(heard));
     }

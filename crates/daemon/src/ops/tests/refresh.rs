@@ -60,6 +60,9 @@ async fn a_guest_that_does_not_acknowledge_is_ended_and_rests_where_it_came_from
                 let story = format!("{backend} {misdeed:?}, fork {is_fork}: {}", error.chain());
                 assert_eq!((error.kind, error.step), (kind, Some("refresh identity")), "{story}");
                 assert!(error.chain().contains(told) && error.left_behind.is_empty(), "{story}");
+                // Who reads it wants to know whether the guest stands still as a whole.
+                let looked = error.chain().contains("another connection");
+                assert_eq!(looked, kind == ErrorKind::GuestUnresponsive, "{story}");
                 assert_eq!(world.settles_to(&[&before]).await, before, "{story}");
                 assert!(world.fake().alive().is_empty(), "{story}");
             }
