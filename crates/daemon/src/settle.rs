@@ -12,8 +12,10 @@ use tracing::{debug, warn};
 
 use crate::pins::Pins;
 
-/// What is younger than this is likely to be restored at once: it is left in peace.
-const QUIET: Duration = Duration::from_secs(2);
+/// What is younger than this is likely to be restored at once: it is left in peace. Also its record is
+/// on the disk by then (the store's checkpoint comes after five seconds): so a bundle without a record
+/// is one that had not reached the disk itself, and can go.
+const QUIET: Duration = Duration::from_secs(6);
 /// The lowest priority there is.
 const NICE: i32 = 19;
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use hearth_model::SnapshotId;
 use hearth_model::error::{ErrorKind, Kind, io_kind};
 
-use crate::{DRAFT_PREFIX, TRASH_PREFIX};
+use crate::open::parse;
+use crate::{DRAFT_PREFIX, MANIFEST, SETTLED, TRASH_PREFIX, boot_id};
 
 /// A bundle, or what was left of one, could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ impl Kind for RemoveError {
 pub struct Swept {
     /// Drafts and trash that it removed.
     pub removed: Vec<PathBuf>,
-    /// Drafts and trash that it could not remove.
+    /// What it could not remove.
     pub failed: Vec<RemoveError>,
     /// What nobody knows of: left alone, for a person to look at.
     pub unknown: Vec<PathBuf>,
@@ -95,8 +96,9 @@ fn trash(snapshots: &Path, id: &SnapshotId) -> PathBuf {
     snapshots.join(format!("{TRASH_PREFIX}{id}"))
 }
 
-/// For a daemon's start: removes all drafts and trash, and says which bundles `keep` does not name
-/// and which of `keep` are not there. Deletes no bundle.
+/// For a daemon's start: removes all drafts and trash, and what of a bundle was not on the disk when
+/// the host went down, if `keep` does not name it: its record was lost with it, and nobody can load
+/// it. Says which other bundles `keep` does not name, and which of `keep` are not there.
 ///
 /// # Errors
 /// If the directory cannot be listed. A directory that is not there is an empty one.
@@ -112,17 +114,32 @@ pub fn sweep(snapshots: &Path, keep: &BTreeSet<SnapshotId>) -> Result<Swept, Rem
         let entry = entry.map_err(failed)?;
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
-        if name.starts_with(DRAFT_PREFIX) || name.starts_with(TRASH_PREFIX) {
-            match delete(&path) {
-                Ok(()) => swept.removed.push(path),
-                Err(error) => swept.failed.push(error),
-            }
-        } else if !name.parse().is_ok_and(|id: SnapshotId| missing.remove(&id)) {
-            swept.unknown.push(path);
+        let goes = match name.parse::<SnapshotId>() {
+            Ok(id) if missing.remove(&id) => continue,
+            Ok(id) => never_reached_the_disk(&path, &id),
+            Err(_) => name.starts_with(DRAFT_PREFIX) || name.starts_with(TRASH_PREFIX),
+        };
+        match goes.then(|| delete(&path)) {
+            None => swept.unknown.push(path),
+            Some(Ok(())) => swept.removed.push(path),
+            Some(Err(error)) => swept.failed.push(error),
         }
     }
     swept.missing = missing.into_iter().collect();
     Ok(swept)
+}
+
+/// Whether it was published in a boot of the host that ended before it was settled. Of such a one the
+/// manifest, too, may be less than was written.
+fn never_reached_the_disk(bundle: &Path, id: &SnapshotId) -> bool {
+    if bundle.join(SETTLED).exists() {
+        return false;
+    }
+    match fs::read(bundle.join(MANIFEST)) {
+        Ok(json) if json.is_empty() => true,
+        Ok(json) => parse(&json, id).is_ok_and(|manifest| manifest.boot_id != boot_id()),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 fn delete(dir: &Path) -> Result<(), RemoveError> {

@@ -240,16 +240,27 @@ fn a_start_sweeps_what_was_half_done_and_touches_nothing_else() {
     let trash = dir.path().join(format!(".trash-{}", sample::id(4)));
     fs::create_dir(&trash).expect("creates");
     fs::create_dir(dir.path().join("lost+found")).expect("creates");
+    // Of an earlier boot of the host: one that is on the disk, one that is not, and of one next to nothing.
+    for number in [5, 6, 7] {
+        let bundle = sample::bundle(dir.path(), number);
+        if number == 5 {
+            settle(&bundle).expect("settles");
+        }
+        let manifest = bundle.dir().join("manifest.json");
+        let json = fs::read_to_string(&manifest).expect("reads").replace(&bundle.manifest().boot_id, "another");
+        fs::write(&manifest, if number == 7 { "" } else { &json }).expect("writes");
+    }
 
     let keep = BTreeSet::from([sample::id(1), sample::id(9)]);
     let swept = sweep(dir.path(), &keep).expect("sweeps");
-    assert_eq!(swept.removed.len(), 2);
+    assert_eq!(swept.removed.len(), 4);
     assert!(swept.failed.is_empty());
     assert_eq!(swept.missing, [sample::id(9)]);
     let unknown: BTreeSet<_> = swept.unknown.into_iter().collect();
-    assert_eq!(unknown, [sample::id(2).as_str(), "lost+found"].map(|name| dir.path().join(name)).into());
-    let left = [sample::id(1).as_str(), sample::id(2).as_str(), "lost+found"].map(str::to_owned);
-    assert_eq!(names(dir.path()), left.into());
+    let of_nobody = [sample::id(2).to_string(), sample::id(5).to_string(), "lost+found".to_owned()];
+    assert_eq!(unknown, of_nobody.clone().map(|name| dir.path().join(name)).into());
+    let left = [of_nobody.as_slice(), &[sample::id(1).to_string()]].concat();
+    assert_eq!(names(dir.path()), left.into_iter().collect());
 
     let nowhere = sweep(&dir.path().join("nowhere"), &BTreeSet::new()).expect("nothing to sweep");
     assert!(nowhere.removed.is_empty() && nowhere.unknown.is_empty());

@@ -15,7 +15,7 @@ use hearth_e2e::{Cli, TestHost, Vm};
 
 use crate::firecracker::simulated;
 
-/// What was acknowledged so long before the power went is there: a bundle waits two seconds, then it
+/// What was acknowledged so long before the power went is there: a bundle waits six seconds, then it
 /// is written to the disk; a record five. The rest is for a busy machine.
 const LASTS_AFTER: Duration = Duration::from_secs(15);
 /// What a bundle says of itself that had not reached the disk.
