@@ -193,6 +193,10 @@ pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bund
     if manifest.id != *id {
         return Err(damaged(MANIFEST, format!("is that of snapshot {}", manifest.id)));
     }
+    // Before its files are looked at: of one that is not on the disk any may be short.
+    if manifest.boot_id != boot_id() && !dir.join(SETTLED).exists() {
+        return Err(OpenError::Unsettled { id: id.clone() });
+    }
     // Only names of ours, and ids of drives that were checked, are ever joined to a path.
     for file in &manifest.files() {
         let Some(entry) = manifest.files.iter().find(|entry| entry.name == *file) else {
@@ -209,11 +213,7 @@ pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bund
             Err(source) => return Err(OpenError::Io { path, source }),
         }
     }
-    let bundle = Bundle::new(dir, manifest);
-    if bundle.manifest.boot_id != boot_id() && !bundle.is_settled() {
-        return Err(OpenError::Unsettled { id: id.clone() });
-    }
-    Ok(bundle)
+    Ok(Bundle::new(dir, manifest))
 }
 
 fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
@@ -228,6 +228,10 @@ fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(damaged("is not a file")),
         Err(source) => return Err(OpenError::Io { path, source }),
     };
+    // The file's name and no word of it: that is how a host leaves what it had no time to write.
+    if json.is_empty() && !dir.join(SETTLED).exists() {
+        return Err(OpenError::Unsettled { id: id.clone() });
+    }
     parse(&json, id)
 }
 

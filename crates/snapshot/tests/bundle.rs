@@ -158,6 +158,8 @@ fn one_flipped_byte_of_memory_is_found_where_it_is() {
 fn a_damaged_manifest_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let (one, two) = (sample::bundle(dir.path(), 1), sample::bundle(dir.path(), 2));
+    // One that is not on the disk yet may be empty for another reason.
+    settle(&one).expect("settles");
     let path = one.dir().join(MANIFEST);
     let whole = fs::read_to_string(&path).expect("reads");
     let foreign = fs::read_to_string(two.dir().join(MANIFEST)).expect("reads");
@@ -205,6 +207,14 @@ fn a_bundle_that_a_power_cut_came_before_is_not_trusted() {
 
     fs::write(bundle.dir().join(SETTLED), "{\"files\":{}}").expect("writes");
     open(dir.path(), &sample::id(1)).expect("settled bundles outlive the host's boot");
+
+    // Nor if its files are short, or the manifest itself.
+    fs::remove_file(bundle.dir().join(SETTLED)).expect("removes");
+    for short in ["memory", MANIFEST] {
+        fs::write(bundle.dir().join(short), "").expect("writes");
+        let error = open(dir.path(), &sample::id(1)).expect_err("it is not on the disk");
+        assert!(error.to_string().contains("was not yet on disk when the host went down"), "{error}");
+    }
 }
 
 #[test]
