@@ -99,7 +99,14 @@ pub fn run_quick(workspace: &Workspace, skips: &mut Skips) -> Result<Outcome> {
         return Ok(Outcome::NotRun(NO_FIRECRACKER.to_owned()));
     };
     let quick: Vec<&Story> = stories::ALL.iter().filter(|story| story.quick).collect();
-    Lab::prepare(workspace, &firecracker, &[])?.tell(&quick, 1, || Ok(()))?;
+    let lab = Lab::prepare(workspace, &firecracker, &[])?;
+    if let Err(error) = lab.tell(&quick, 1, || Ok(())) {
+        // Guests on the emulated host end or go silent now and then, as its own kernel does, and nobody
+        // knows yet whose fault that is. It is told again, and not kept quiet.
+        println!("FAILED ONCE: {error:#}\nall of it is told once more");
+        skips.add("lab", &format!("FAILED ONCE, and told again: {error}"));
+        lab.tell(&quick, 1, || Ok(()))?;
+    }
     Ok(Outcome::Passed)
 }
 
