@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hearth_agent_client::{Event, EventReceiver};
-use hearth_model::capacity::{Amounts, Full};
 use hearth_model::restart::{By, Led};
 use hearth_model::{ErrorKind, InstanceState, Op, Phase, RestartStatus};
 use hearth_store::{Ending, InstanceRecord, RecordError, SnapshotRecord, TimelineRecord};
-use hearth_vmm::{Exit, Ram};
+use hearth_vmm::Exit;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
@@ -26,18 +25,19 @@ use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::handle::{Done, InstanceHandle, Job, Request, Told};
 use crate::host::{Host, end_vmm, recorded_seat};
-use crate::ops::{self, Born, Live, Outcome, Subject, Target};
-use crate::recover::{self, Found};
+use crate::ops::{self, Born, Live, Outcome, Subject};
 use crate::registry::Registry;
-use crate::reservations::{of_boot, writes};
-use crate::resources::machine;
 use crate::run::{Run, blocking};
 use crate::{agents, console, restart};
 
 #[cfg(test)]
 mod ended;
+mod room;
+mod unseen;
 #[cfg(test)]
 mod unstored;
+
+use unseen::Unseen;
 
 /// How often a lost agent connection is tried again before the next request must ask.
 const REACH_TRIES: usize = 3;
@@ -61,17 +61,6 @@ pub(crate) struct Driver {
     /// Set while it is not known whether it runs.
     unseen: Option<Unseen>,
 }
-
-/// An instance whose VMM could not be looked for when the daemon started. Until it is, nothing is
-/// decided, and its record stays as it was left.
-#[derive(Debug)]
-struct Unseen {
-    record: InstanceRecord,
-    looks: usize,
-}
-
-/// After so many milliseconds each it is looked again, before it is called failed.
-const LOOK_AGAIN: [u64; 5] = if cfg!(test) { [20; 5] } else { [250, 1_000, 4_000, 15_000, 40_000] };
 
 /// What a driver watches of a running instance.
 #[derive(Debug)]
@@ -103,7 +92,7 @@ impl Driver {
         told: mpsc::UnboundedReceiver<Told>,
     ) {
         let span = info_span!("instance", id = %record.id, name = %record.spec.name);
-        let unseen = unseen.map(|record| Unseen { record, looks: 0 });
+        let unseen = unseen.map(Unseen::new);
         let mut driver = Self { host, registry, handle, record, unstored: false, running: None, unseen };
         if let Some((live, events)) = born {
             driver.watch(live, events);
@@ -137,9 +126,8 @@ impl Driver {
                     info!(?policy, "another restart policy");
                     self.record.spec.restart = policy;
                     self.record.restart = self.record.restart.under(&policy);
-                    if let Some(Unseen { record, .. }) = &mut self.unseen {
-                        record.spec.restart = policy;
-                        record.restart = record.restart.under(&policy);
+                    if let Some(unseen) = &mut self.unseen {
+                        unseen.under(policy);
                     }
                     drop(reply.send(self.note()));
                 }
@@ -179,11 +167,10 @@ impl Driver {
     /// Without a VMM: what is asked for, or the end of the back-off.
     async fn next_at_rest(&self, told: &mut mpsc::UnboundedReceiver<Told>) -> Happened {
         if let Some(unseen) = &self.unseen {
-            let wait = LOOK_AGAIN.get(unseen.looks).copied().unwrap_or_default();
             tokio::select! {
                 biased;
                 told = told.recv() => return Happened::Told(told),
-                () = tokio::time::sleep(Duration::from_millis(wait)) => return Happened::LookIsDue,
+                () = tokio::time::sleep_until(unseen.due()) => return Happened::LookIsDue,
             }
         }
         if let Some(wait) = self.record.restart.waits(now_ms()) {
@@ -202,69 +189,6 @@ impl Driver {
             // Somebody was first, and is about to say so.
         }
         Happened::Told(told.recv().await)
-    }
-
-    /// Looks once more for the VMM; true when what was recorded is an instance no more.
-    async fn look_again(&mut self) -> bool {
-        let Some(mut unseen) = self.unseen.take() else { return false };
-        unseen.looks += 1;
-        let look = unseen.looks;
-        let why = match recover::look(&self.host, unseen.record.clone()).await {
-            Ok(Found::Running(record, live, events)) => {
-                info!(look, "its VMM was found: it runs");
-                self.record = *record;
-                self.watch(live, events);
-                self.found(InstanceState::Running);
-                return false;
-            }
-            Ok(Found::Rests(record, state)) => {
-                info!(look, state = state.name(), "its VMM was looked for, and is not there");
-                self.record = *record;
-                self.found(state);
-                self.drop_orphans();
-                return false;
-            }
-            Ok(Found::Nothing) => {
-                info!(look, "what was cut off is removed");
-                self.forget();
-                return true;
-            }
-            Ok(Found::Unseen(why)) => why.to_owned(),
-            Err(error) => error.chain(),
-        };
-        if look < LOOK_AGAIN.len() {
-            debug!(look, why, "it is still not known whether it runs");
-            self.unseen = Some(unseen);
-            return false;
-        }
-        warn!(looks = look, why, "the instance could not be brought back under control");
-        self.record.restart = unseen.record.restart;
-        self.record.restart.next_attempt_at_ms = None;
-        self.found(InstanceState::Failed { reason: format!("after a restart of the daemon: {why}") });
-        false
-    }
-
-    /// It is known at last where it rests. A deletion that was admitted meanwhile comes next.
-    fn found(&mut self, state: InstanceState) {
-        self.settle_room(&state);
-        self.record.phases.enter(state.name(), now_ms());
-        self.record.phase = Phase::Resting(state);
-        self.store();
-        let record = self.record.clone();
-        self.handle.publish(|view| {
-            let phase = match &view.record.phase {
-                busy @ Phase::Busy { .. } => busy.clone(),
-                Phase::Resting(_) => record.phase.clone(),
-            };
-            view.record = Arc::new(InstanceRecord { phase, ..record });
-        });
-    }
-
-    /// What an operation that was cut off has left in snapshots.
-    fn drop_orphans(&self) {
-        if let Err(error) = recover::drop_orphans_of(&self.host, &self.registry, &self.record.id) {
-            warn!(%error, "snapshots that nobody holds stay until the next start");
-        }
     }
 
     /// Boots it again, because its policy says so.
@@ -322,68 +246,6 @@ impl Driver {
         self.count(op, done.as_ref().map(drop).map_err(|error| error.kind), began);
         drop(reply.send(done));
         gone
-    }
-
-    /// Takes what the operation needs of the host, before anything is done. A new instance has it
-    /// already; what ends something needs nothing.
-    fn make_room(&self, request: &Request) -> Result<(), Full> {
-        let (spec, room, id) = (&self.record.spec, &self.host.room, &self.record.id);
-        let wants = match request {
-            Request::Create | Request::Fork(_) | Request::Stop | Request::Delete { .. } => return Ok(()),
-            Request::Start => Amounts { disk: of_boot(spec), ..machine(spec) },
-            // Space is not asked for: a guest is brought back also on a disk of which only the reserve is left.
-            Request::Restore => machine(spec),
-            Request::Revert(plan) => match plan.target {
-                Target::Running => Amounts { disk: writes(0).disk, ..machine(spec) },
-                Target::Standby | Target::Stopped => writes(0),
-            },
-            Request::Standby => writes(self.of_saved_memory(false)),
-            Request::Snapshot(_) => {
-                let dir = self.handle.dir();
-                let writable = spec.disks().into_iter().filter(|disk| !disk.read_only);
-                let disks = match self.record.phase.state() {
-                    // Its disk is a link to what cannot change.
-                    InstanceState::Standby { .. } => 0,
-                    InstanceState::Running | InstanceState::Stopped | InstanceState::Failed { .. } => {
-                        room.of_clones(writable.map(|disk| dir.disk(&disk.path)))
-                    }
-                };
-                writes(disks + self.of_saved_memory(true))
-            }
-        };
-        room.take(id, wants)
-    }
-
-    /// What saving its memory may write: known before the guest is paused. `goes_on`: its files are
-    /// copied, else linked.
-    fn of_saved_memory(&self, goes_on: bool) -> u64 {
-        let Some(running) = &self.running else { return 0 };
-        match running.live.vmm.ram() {
-            Ram::Shared if !goes_on => 0,
-            Ram::Shared | Ram::Private | Ram::Anonymous | Ram::Tracked => self.record.spec.memory.size().bytes(),
-        }
-    }
-
-    /// Nothing was begun: it rests where it rested.
-    fn refuse(&mut self, op: Op, by: By, from: InstanceState, full: &Full) -> OpError {
-        info!(%op, %full, "refused: the host has no room");
-        self.record.phase = Phase::Resting(from);
-        if by == By::Policy {
-            // An attempt in vain like any other: it is tried again when it is due.
-            self.take_into_policy(op, by, Led::Back);
-            self.store();
-        }
-        self.publish();
-        OpError::full(op, self.record.spec.name.as_str(), full)
-    }
-
-    /// Where it rests now it needs nothing to be written, and without a VMM nothing at all. One that
-    /// has failed may have a VMM.
-    fn settle_room(&self, state: &InstanceState) {
-        match state {
-            InstanceState::Running | InstanceState::Failed { .. } => self.host.room.written(&self.record.id),
-            InstanceState::Stopped | InstanceState::Standby { .. } => self.host.room.give_back(&self.record.id),
-        }
     }
 
     /// The record says what is under way before the host is touched. That of a new instance said so
@@ -577,7 +439,7 @@ impl Driver {
     /// Stores and publishes what was put in the record without an operation. The phase in the view
     /// stays: an operation may have been admitted that is still on its way here.
     fn note(&self) -> Result<(), OpError> {
-        let as_left = self.unseen.as_ref().map_or(&self.record, |unseen| &unseen.record);
+        let as_left = self.unseen.as_ref().map_or(&self.record, Unseen::record);
         let stored = self.host.store.update_instance(as_left);
         self.handle.publish(|view| {
             let record = InstanceRecord { phase: view.record.phase.clone(), ..self.record.clone() };

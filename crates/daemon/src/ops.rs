@@ -126,6 +126,7 @@ pub(crate) struct RevertPlan {
 }
 
 pub(crate) use import::{ImportPlan, is_imported};
+pub(crate) use snapshot::can_be_saved;
 
 /// Takes over a guest that was saved elsewhere: an operation on no instance.
 pub(crate) async fn import_guest(host: Arc<Host>, plan: ImportPlan) -> Result<SnapshotRecord, OpError> {

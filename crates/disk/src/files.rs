@@ -105,8 +105,9 @@ pub fn usage(path: &Path) -> Result<u64, FileError> {
 /// An ext4 does not give out an inode for a minute or more after its file was deleted, and looks at
 /// each such one of a group again whenever it makes a file there (`recently_deleted` in the kernel's
 /// fs/ext4/ialloc.c). It puts directories next to their siblings, so where many come and go, making
-/// one file becomes slow: in one run on a kernel 6.18, fifty forks at a time that were deleted and
-/// made anew took 6.4 to 8 ms of processor time each, and 2 to 2.6 ms with this.
+/// one file becomes slow: in one run on a kernel 6.18, four rounds of fifty
+/// forks that were deleted and made anew took 4 to 8 ms of the daemon's processor time each, and 2 to
+/// 2.6 ms with this.
 ///
 /// # Errors
 /// The host's: it may not let its flags be changed.

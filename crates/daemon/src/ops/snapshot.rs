@@ -10,6 +10,14 @@ use crate::error::OpError;
 use crate::host::Host;
 use crate::run::Run;
 
+/// Whether an instance in that state can be saved so; [`snapshot`] says why not.
+pub(crate) fn can_be_saved(state: &InstanceState, kind: SnapshotKind) -> bool {
+    match kind {
+        SnapshotKind::Standby => matches!(state, InstanceState::Running | InstanceState::Standby { .. }),
+        SnapshotKind::Stopped => *state == InstanceState::Stopped,
+    }
+}
+
 pub(super) async fn snapshot(
     host: &Arc<Host>,
     subject: &mut Subject,

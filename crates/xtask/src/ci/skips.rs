@@ -1,4 +1,5 @@
-//! Collects which tests were skipped and why, so that a green run does not hide it.
+//! Collects which tests were skipped and why, and what had to be told twice, so that a green run does
+//! not hide it.
 //!
 //! In: what tests print (`SKIPPED: reason`; pytest's `SKIPPED [n] place: reason`) and nextest's
 //! JUnit report. Out: one block, each reason once with the number of tests.
@@ -10,12 +11,18 @@ use std::fmt;
 #[derive(Debug, Default)]
 pub struct Skips {
     by_reason: BTreeMap<String, Vec<String>>,
+    failed_once: Vec<String>,
 }
 
 impl Skips {
     /// Notes that `who` skipped something.
     pub fn add(&mut self, who: &str, reason: &str) {
         self.by_reason.entry(reason.trim().to_owned()).or_default().push(who.to_owned());
+    }
+
+    /// Notes that `who` failed, and is told again.
+    pub fn failed_once(&mut self, who: &str, error: &str) {
+        self.failed_once.push(format!("{who}: {error}"));
     }
 
     /// Notes the skip that this line of output announces, if it does.
@@ -47,6 +54,9 @@ fn plain(line: &str) -> String {
 
 impl fmt::Display for Skips {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for failure in &self.failed_once {
+            writeln!(f, "\n!!! FAILED ONCE, and passed when it was told again: {failure} !!!")?;
+        }
         if self.by_reason.is_empty() {
             return writeln!(f, "\nno test said that it was skipped");
         }
@@ -80,6 +90,14 @@ mod tests {
             "\n!!! 4 SKIPPED on this machine !!!\n   1 x \"kvm\" & co are <off>  (forks)\n   2 x no kernel  (rust, …)\n   \
              1 x test_life.py:12: no QEMU  (python)\n"
         );
+    }
+
+    #[test]
+    fn what_was_told_twice_is_said_first() {
+        let mut skips = Skips::default();
+        skips.failed_once("lab", "1 of 5 stories failed");
+        let said = skips.to_string();
+        assert!(said.starts_with("\n!!! FAILED ONCE") && said.contains("lab: 1 of 5 stories failed"), "{said}");
     }
 
     #[test]

@@ -1,0 +1,116 @@
+//! An instance whose VMM could not be looked for when the daemon started: it is looked for again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_model::{InstanceState, Phase, RestartPolicy};
+use hearth_store::InstanceRecord;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Driver;
+use crate::clock::now_ms;
+use crate::recover::{self, Found};
+
+/// After so many milliseconds each it is looked again, before it is called failed.
+const LOOK_AGAIN: [u64; 5] = if cfg!(test) { [20; 5] } else { [250, 1_000, 4_000, 15_000, 40_000] };
+
+/// Until it is seen, nothing is decided, and its record stays as it was left.
+#[derive(Debug)]
+pub(super) struct Unseen {
+    record: InstanceRecord,
+    looks: usize,
+    /// When it was last looked for: what happens in between puts nothing off.
+    looked_at: Instant,
+}
+
+impl Unseen {
+    pub(super) fn new(record: InstanceRecord) -> Self {
+        Self { record, looks: 0, looked_at: Instant::now() }
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.looked_at + Duration::from_millis(LOOK_AGAIN.get(self.looks).copied().unwrap_or_default())
+    }
+
+    /// As it was left.
+    pub(super) fn record(&self) -> &InstanceRecord {
+        &self.record
+    }
+
+    /// Which look it is.
+    fn begin_look(&mut self) -> usize {
+        (self.looks, self.looked_at) = (self.looks + 1, Instant::now());
+        self.looks
+    }
+
+    /// Somebody has given it another policy.
+    pub(super) fn under(&mut self, policy: RestartPolicy) {
+        self.record.spec.restart = policy;
+        self.record.restart = self.record.restart.under(&policy);
+    }
+}
+
+impl Driver {
+    /// Looks once more for the VMM; true when what was recorded is an instance no more.
+    pub(super) async fn look_again(&mut self) -> bool {
+        let Some(mut unseen) = self.unseen.take() else { return false };
+        let look = unseen.begin_look();
+        let why = match recover::look(&self.host, unseen.record.clone()).await {
+            Ok(Found::Running(record, live, events)) => {
+                info!(look, "its VMM was found: it runs");
+                self.record = *record;
+                self.watch(live, events);
+                self.found(InstanceState::Running);
+                return false;
+            }
+            Ok(Found::Rests(record, state)) => {
+                info!(look, state = state.name(), "its VMM was looked for, and is not there");
+                self.record = *record;
+                self.found(state);
+                self.drop_orphans();
+                return false;
+            }
+            Ok(Found::Nothing) => {
+                info!(look, "what was cut off is removed");
+                self.forget();
+                return true;
+            }
+            Ok(Found::Unseen(why)) => why.to_owned(),
+            Err(error) => error.chain(),
+        };
+        if look < LOOK_AGAIN.len() {
+            debug!(look, why, "it is still not known whether it runs");
+            self.unseen = Some(unseen);
+            return false;
+        }
+        warn!(looks = look, why, "the instance could not be brought back under control");
+        self.record.restart = unseen.record.restart;
+        self.record.restart.next_attempt_at_ms = None;
+        self.found(InstanceState::Failed { reason: format!("after a restart of the daemon: {why}") });
+        false
+    }
+
+    /// It is known at last where it rests. A deletion that was admitted meanwhile comes next.
+    fn found(&mut self, state: InstanceState) {
+        self.settle_room(&state);
+        self.record.phases.enter(state.name(), now_ms());
+        self.record.phase = Phase::Resting(state);
+        self.store();
+        let record = self.record.clone();
+        self.handle.publish(|view| {
+            let phase = match &view.record.phase {
+                busy @ Phase::Busy { .. } => busy.clone(),
+                Phase::Resting(_) => record.phase.clone(),
+            };
+            view.record = Arc::new(InstanceRecord { phase, ..record });
+        });
+    }
+
+    /// What an operation that was cut off has left in snapshots.
+    fn drop_orphans(&self) {
+        if let Err(error) = recover::drop_orphans_of(&self.host, &self.registry, &self.record.id) {
+            warn!(%error, "snapshots that nobody holds stay until the next start");
+        }
+    }
+}
