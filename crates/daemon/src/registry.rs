@@ -15,7 +15,7 @@ use hearth_model::{
     ErrorKind, InstanceId, InstanceName, InstanceSpec, InstanceState, Op, Phase, RestartStatus, SnapshotId,
 };
 use hearth_store::lookup::{Called, resolve};
-use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, SnapshotKind, SnapshotRecord};
+use hearth_store::{InstanceRecord, Lookup, Origin, PhaseClock, RecordError, SnapshotKind, SnapshotRecord};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -400,6 +400,11 @@ impl Registry {
     fn room(&self, op: Op, name: &InstanceName, wants: Amounts) -> Result<Taken, OpError> {
         let id = InstanceId::from_entropy(random()?);
         self.inner.host.room.take_new(id, wants).map_err(|full| {
+            // More room would not help.
+            if let Some(holder) = self.read().values().find(|handle| handle.name() == *name) {
+                let (name, holder) = (name.to_string(), Some(holder.id().to_string()));
+                return RecordError::Taken { resource: "instance", name, holder }.into();
+            }
             info!(%op, %name, %full, "refused: the host has no room");
             OpError::full(op, name.as_str(), &full)
         })

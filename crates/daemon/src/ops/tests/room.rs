@@ -237,13 +237,15 @@ async fn the_defaults_leave_room_for_fifty_forks_of_512_mb_on_24_gb() {
 
 /// What can never be is not refused for want of room: to make some would not help.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_that_the_state_does_not_allow_is_refused_for_that_on_a_full_disk() {
+async fn what_is_refused_on_any_disk_is_refused_for_that_on_a_full_one() {
     let world = room_for(2).await;
     let web = world.create("web").await.expect("there is room");
     let before = world.at_rest().await;
     world.host.room.pretend(Some(Shown { disk_free: 0, ..PLENTY }));
     let error = web.snapshot(plan("disks", SnapshotKind::Stopped)).await.expect_err("it runs");
     assert_eq!(error.kind, ErrorKind::WrongState, "{error}");
+    let error = world.create("web").await.expect_err("there is one");
+    assert_eq!(error.kind, ErrorKind::AlreadyExists, "{error}");
     let whole = web.snapshot(plan("all", SnapshotKind::Standby));
     refused(&world, &before, "not enough disk", async { whole.await.map(drop) }).await;
 }
