@@ -396,15 +396,15 @@ impl Registry {
         (target, wants)
     }
 
-    /// Room for a new instance, and its id; held before anything is done for it.
+    /// Room for a new instance whose name is free, and its id; held before anything is done for it.
     fn room(&self, op: Op, name: &InstanceName, wants: Amounts) -> Result<Taken, OpError> {
         let id = InstanceId::from_entropy(random()?);
+        // Also before a source that runs is paused. Two at once are told apart by the store.
+        if let Some(holder) = self.read().values().find(|handle| handle.name() == *name) {
+            let (name, holder) = (name.to_string(), Some(holder.id().to_string()));
+            return Err(RecordError::Taken { resource: "instance", name, holder }.into());
+        }
         self.inner.host.room.take_new(id, wants).map_err(|full| {
-            // More room would not help.
-            if let Some(holder) = self.read().values().find(|handle| handle.name() == *name) {
-                let (name, holder) = (name.to_string(), Some(holder.id().to_string()));
-                return RecordError::Taken { resource: "instance", name, holder }.into();
-            }
             info!(%op, %name, %full, "refused: the host has no room");
             OpError::full(op, name.as_str(), &full)
         })

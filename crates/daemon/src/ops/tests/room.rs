@@ -87,6 +87,13 @@ async fn forks_that_do_not_fit_are_refused_and_the_others_are_made() {
     let before = world.at_rest().await;
     refused(&world, &before, "fork child: not enough memory", fork(&world, Some(Target::Running))).await;
     fork(&world, Some(Target::Standby)).await.expect("one in standby holds no memory");
+
+    // Nor for a name that is taken.
+    let before = world.at_rest().await;
+    world.host.faults.set(None);
+    let error = fork(&world, Some(Target::Standby)).await.expect_err("there is one");
+    assert_eq!((error.kind, world.host.faults.calls()), (ErrorKind::AlreadyExists, vec![]), "{error}");
+    assert_eq!(world.at_rest().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,7 +130,7 @@ async fn whatever_way_it_ends_what_was_held_is_given_back() {
 
     let web = world.create("web").await.expect("there is room");
     let taken = world.registry.begin(world.spec("web"), world.digest.clone());
-    assert_eq!(taken.expect_err("no room, and the name is taken").kind, ErrorKind::Exhausted);
+    assert_eq!(taken.expect_err("no room, and the name is taken").kind, ErrorKind::AlreadyExists);
     world.reborn().await;
     assert_eq!(world.host.room.holders(), (1, 0), "made anew from the records");
     world.fake().end(web.dir().path(), hearth_vmm::Ended::Signal(9));
