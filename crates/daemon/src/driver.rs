@@ -19,7 +19,7 @@ use hearth_model::{ErrorKind, InstanceState, Op, Phase, RestartStatus};
 use hearth_store::{Ending, InstanceRecord, RecordError, SnapshotRecord, TimelineRecord};
 use hearth_vmm::Exit;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::clock::now_ms;
 use crate::error::OpError;
@@ -32,21 +32,17 @@ use crate::{agents, console, restart};
 
 #[cfg(test)]
 mod ended;
+mod reach;
 mod room;
 mod unseen;
 #[cfg(test)]
 mod unstored;
 
+use reach::Unreached;
 use unseen::Unseen;
-
-/// How often a lost agent connection is tried again before the next request must ask.
-const REACH_TRIES: usize = 3;
 
 /// How long until a record that could not be stored, or removed, is tried again.
 const STORE_AGAIN: Duration = Duration::from_millis(500);
-
-/// From a VMM's sockets being closed to its end being known.
-const ENDING: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -68,6 +64,8 @@ struct Running {
     live: Live,
     events: Option<EventReceiver>,
     exited: watch::Receiver<Option<Arc<Exit>>>,
+    /// Set while its agent should be reached, and is not.
+    unreached: Option<Unreached>,
 }
 
 enum Happened {
@@ -76,6 +74,7 @@ enum Happened {
     AttemptIsDue(RestartStatus),
     VmmExited(Arc<Exit>),
     Agent(Option<Event>),
+    ReachIsDue,
     StoreAgain,
 }
 
@@ -144,12 +143,14 @@ impl Driver {
                 Happened::VmmExited(exit) => self.vmm_exited(&exit).await,
                 Happened::Agent(Some(event)) => self.agent_said(event),
                 Happened::Agent(None) => self.agent_lost().await,
+                Happened::ReachIsDue => self.reach_again().await,
             }
         }
     }
 
     async fn next(&mut self, told: &mut mpsc::UnboundedReceiver<Told>) -> Happened {
         let Some(running) = &mut self.running else { return self.next_at_rest(told).await };
+        let due = running.unreached.as_ref().map(Unreached::due);
         let (exited, events) = (&mut running.exited, &mut running.events);
         tokio::select! {
             // What the guest said before its VMM ended is heard first; the end before new work.
@@ -161,6 +162,8 @@ impl Driver {
                 Err(_) => Happened::Agent(None),
             },
             told = told.recv() => Happened::Told(told),
+            () = async { match due { Some(due) => tokio::time::sleep_until(due).await, None => std::future::pending().await } } =>
+                Happened::ReachIsDue,
         }
     }
 
@@ -502,7 +505,8 @@ impl Driver {
             sender.send(Some(Arc::new(exit))).ok();
         });
         self.handle.publish_agent(live.agent.clone());
-        self.running = Some(Running { live, events, exited });
+        let unreached = (self.record.spec.agent && live.agent.is_none()).then(Unreached::new);
+        self.running = Some(Running { live, events, exited, unreached });
     }
 
     fn unwatch(&mut self) {
@@ -531,34 +535,6 @@ impl Driver {
         self.log(now_ms(), &format!("program {}", exit.message));
         self.record.exit = Some(exit);
         true
-    }
-
-    /// The connection to the agent ended while the VMM may run on: reach it anew.
-    async fn agent_lost(&mut self) {
-        self.handle.publish_agent(None);
-        let Some(running) = &mut self.running else { return };
-        running.events = None;
-        running.live.agent = None;
-        for tries_left in (0..REACH_TRIES).rev() {
-            match agents::meet(&running.live.vmm, self.host.config.timeouts.agent()).await {
-                Ok((agent, events)) => {
-                    running.live.agent = Some(agent.clone());
-                    running.events = Some(events);
-                    self.handle.publish_agent(Some(agent));
-                    return;
-                }
-                Err(error) => {
-                    // A VMM that ends closes its sockets first: its end is news of its own.
-                    if tokio::time::timeout(ENDING, running.live.vmm.exited()).await.is_ok() {
-                        return;
-                    }
-                    match tries_left {
-                        0 => warn!(%error, tries = REACH_TRIES, "the agent is not reached"),
-                        _ => debug!(%error, tries_left, "the agent is not reached yet"),
-                    }
-                }
-            }
-        }
     }
 
     /// The VMM ended by itself: the guest powered off, or it crashed.

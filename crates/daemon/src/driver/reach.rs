@@ -1,0 +1,114 @@
+//! The way to a guest's agent that was lost while its VMM may run on: it is looked for until it is found.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Driver;
+use crate::agents;
+use crate::error::OpError;
+
+/// How often it is tried at once, before anything else is done for the instance.
+const TRIES: usize = 3;
+/// Until it is tried again after that: at first, and at most.
+const AGAIN: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(2) };
+const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+/// How long such a try may take: meanwhile what is asked for waits.
+const LONGEST_TRY: Duration = Duration::from_secs(5);
+
+/// From a VMM's sockets being closed to its end being known.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// When it is tried next.
+#[derive(Debug)]
+pub(super) struct Unreached {
+    due: Instant,
+    pause: Duration,
+}
+
+impl Unreached {
+    pub(super) fn new() -> Self {
+        Self { due: Instant::now() + AGAIN, pause: AGAIN }
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    fn put_off(&mut self) {
+        self.pause = (2 * self.pause).min(AGAIN_AT_MOST);
+        self.due = Instant::now() + self.pause;
+    }
+}
+
+impl Driver {
+    /// The connection to the agent ended while the VMM may run on: reach it anew.
+    pub(super) async fn agent_lost(&mut self) {
+        self.handle.publish_agent(None);
+        let Some(running) = &mut self.running else { return };
+        running.events = None;
+        running.live.agent = None;
+        for tries_left in (0..TRIES).rev() {
+            let Err(error) = self.reach(self.host.config.timeouts.agent()).await else { return };
+            let Some(running) = &mut self.running else { return };
+            // A VMM that ends closes its sockets first: its end is news of its own.
+            if tokio::time::timeout(ENDING, running.live.vmm.exited()).await.is_ok() {
+                return;
+            }
+            match tries_left {
+                0 => {
+                    warn!(%error, tries = TRIES, "the agent is not reached: it is tried now and then");
+                    running.unreached = Some(Unreached::new());
+                }
+                _ => debug!(%error, tries_left, "the agent is not reached yet"),
+            }
+        }
+    }
+
+    /// Tries once more.
+    pub(super) async fn reach_again(&mut self) {
+        match self.reach(self.host.config.timeouts.agent().min(LONGEST_TRY)).await {
+            Ok(()) => info!("the agent is reached again"),
+            Err(error) => {
+                debug!(%error, "the agent is still not reached");
+                if let Some(unreached) = self.running.as_mut().and_then(|running| running.unreached.as_mut()) {
+                    unreached.put_off();
+                }
+            }
+        }
+    }
+
+    async fn reach(&mut self, within: Duration) -> Result<(), OpError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let (agent, events) = agents::meet(&running.live.vmm, within).await?;
+        running.live.agent = Some(agent.clone());
+        (running.events, running.unreached) = (Some(events), None);
+        self.handle.publish_agent(Some(agent));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use hearth_model::Backend;
+
+    use crate::world::World;
+
+    /// Also when it answers only long after the daemon began to look.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_guest_that_was_silent_is_reached_when_it_answers_again() {
+        let mut world = World::configured(Backend::QemuMicrovm, |config| config.timeouts.agent_s = 1).await;
+        world.create("web").await.expect("created");
+        world.mute.store(true, Ordering::Relaxed);
+        world.reborn().await;
+        let web = world.get("web");
+        web.agent(Duration::ZERO).await.expect_err("it is silent");
+        world.mute.store(false, Ordering::Relaxed);
+        web.agent(Duration::from_secs(20)).await.expect("it answers, and nobody had to ask");
+        web.standby().await.expect("all is as it was");
+    }
+}
