@@ -87,7 +87,7 @@ pub struct Refreshed {
     pub generation: u64,
     /// Whether the guest was another instance before.
     pub forked: bool,
-    /// From the message's arrival to this answer, in microseconds.
+    /// From the clock being set to this answer, in microseconds.
     pub took_us: u32,
     /// Page faults of the agent meanwhile: those that needed no disk.
     pub minor_faults: u32,

@@ -73,7 +73,7 @@ pub(crate) async fn look_again(vmm: &Arc<Vmm>, error: OpError) -> OpError {
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 
 /// How often a clock that was set late is set again.
-const CLOCK_ATTEMPTS: usize = 2;
+const CLOCK_ATTEMPTS: usize = 4;
 
 /// So many complaints of a guest are told, with so many characters each.
 const COMPLAINTS: usize = 8;
@@ -159,7 +159,7 @@ pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration
     };
     let sent = Instant::now();
     let mut refreshed = agent.refresh(&refresh, within).await?;
-    // The guest sets its clock first: what was on the way, it is behind.
+    // The guest's time counts from its clock being set: what passed before and after, it is behind at most.
     let mut clock_behind = sent.elapsed().saturating_sub(Duration::from_micros(refreshed.took_us.into()));
     for _ in 0..CLOCK_ATTEMPTS {
         if clock_behind <= CLOCK_TOLERANCE || !agent.can_fork() {

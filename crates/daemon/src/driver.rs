@@ -130,6 +130,7 @@ impl Driver {
                     }
                     drop(reply.send(self.note()));
                 }
+                Happened::Told(Some(Told::Reach)) => self.reach_soon(),
                 Happened::LookIsDue => {
                     if self.look_again().await {
                         return;

@@ -92,13 +92,15 @@ pub(crate) struct Job {
     pub(crate) reply: oneshot::Sender<Result<Done, OpError>>,
 }
 
-/// What a driver is told: to carry out an operation, or to put something in the record that needs
-/// none. The reply comes when it is stored.
+/// What a driver is told: to carry out an operation, to put something in the record that needs none
+/// (the reply comes when it is stored), or to look at once for what it looks for now and then.
 #[derive(Debug)]
 pub(crate) enum Told {
     Job(Job),
     /// It was stopped while it waited to be booted again.
     StoodDown(oneshot::Sender<Result<(), OpError>>),
+    /// Somebody waits for its agent.
+    Reach,
     /// It has another restart policy.
     Policy(RestartPolicy, oneshot::Sender<Result<(), OpError>>),
 }
@@ -203,6 +205,10 @@ impl InstanceHandle {
             return Err(OpError::new(ErrorKind::Unsupported, message)
                 .hinted("it was made with skip_guest_agent; its console is in its logs")
                 .about("instance", name.as_str()));
+        }
+        if agent.borrow().is_none() && !wait.is_zero() {
+            // Nobody hears it once the instance is gone: then the state says that.
+            drop(self.shared.to_driver.send(Told::Reach));
         }
         let found = tokio::time::timeout(wait, agent.wait_for(Option::is_some)).await;
         if let Ok(Ok(agent)) = found

@@ -204,6 +204,10 @@ impl Setup {
             })
         }));
         if !matches!(told, Ok(Ok(()))) {
+            // A panic has said so itself. What went wrong stands before the evidence, and again after it.
+            if let Ok(Err(error)) = &told {
+                eprintln!("{name}: {error:#}");
+            }
             runtime.block_on(evidence::keep(&host, &name));
             // So that the next story does not find what this one has made of the host.
             runtime.block_on(async { tokio::time::timeout(SOON, leave_nothing(&host)).await.ok() });

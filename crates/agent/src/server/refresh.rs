@@ -49,10 +49,13 @@ fn look_ahead() {
 impl Server {
     /// Takes a refresh, and answers it.
     pub(super) fn refresh(&mut self, channel: u32, refresh: Refresh) {
-        let (began, faults) = (Instant::now(), Faults::so_far());
+        let faults = Faults::so_far();
         let generation = refresh.generation;
-        match self.renew(refresh, Some(channel)) {
-            Ok(Came { forked, hooks, complaints }) => {
+        let renewed = self
+            .set_the_clock(refresh.realtime_ns)
+            .and_then(|began| self.renew(refresh, Some(channel)).map(|came| (began, came)));
+        match renewed {
+            Ok((began, Came { forked, hooks, complaints })) => {
                 let faults = faults.since();
                 complaints.iter().for_each(note);
                 let refreshed = Refreshed {
@@ -75,7 +78,7 @@ impl Server {
         let RefreshV1 { generation, realtime_ns, entropy, hostname, instance_id } = old;
         let (env, dns) = (self.env.clone(), Vec::new());
         let refresh = Refresh { generation, realtime_ns, entropy, hostname, instance_id, env, dns, hooks_ms: None };
-        match self.renew(refresh, None) {
+        match self.set_the_clock(realtime_ns).and_then(|_| self.renew(refresh, None)) {
             Ok(came) => {
                 came.complaints.iter().for_each(note);
                 self.outbox.send(channel, &ToHost::RefreshedV1 { generation }, &[]);
@@ -137,7 +140,16 @@ impl Server {
         done.into_iter().filter_map(Result::err).for_each(note);
     }
 
-    /// Becomes what a refresh says. `tell`: the channel on which the host hears what it has come to.
+    /// Sets the clock to the host's, and says when: a guest that stands still before that is behind
+    /// by as much, and its host must not take that for time that the refresh took.
+    fn set_the_clock(&self, realtime_ns: u64) -> Result<Instant, String> {
+        if self.place == Place::Guest && self.published.is_some() {
+            identity::set_clock(realtime_ns)?;
+        }
+        Ok(Instant::now())
+    }
+
+    /// Becomes what a refresh says, but for the clock. `tell`: the channel on which the host hears what it has come to.
     fn renew(&mut self, refresh: Refresh, tell: Option<u32>) -> Result<Came, String> {
         let new = Identity {
             hostname: refresh.hostname,
@@ -152,7 +164,6 @@ impl Server {
             return Ok(came);
         }
         let Some(published) = &self.published else { return Err("the guest is not configured yet".to_owned()) };
-        identity::set_clock(refresh.realtime_ns)?;
         published.reseed(&refresh.entropy)?;
         if new.hostname != self.identity.hostname {
             identity::set_hostname(&new.hostname)?;

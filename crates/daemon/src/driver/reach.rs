@@ -20,16 +20,21 @@ const LONGEST_TRY: Duration = Duration::from_secs(5);
 /// From a VMM's sockets being closed to its end being known.
 const ENDING: Duration = Duration::from_secs(1);
 
+/// From a try to the next when somebody waits for the agent; what else is asked for comes between.
+const AGAIN_WHEN_ASKED: Duration = Duration::from_millis(500);
+
 /// When it is tried next.
 #[derive(Debug)]
 pub(super) struct Unreached {
+    tried: Instant,
     due: Instant,
     pause: Duration,
 }
 
 impl Unreached {
     pub(super) fn new() -> Self {
-        Self { due: Instant::now() + AGAIN, pause: AGAIN }
+        let tried = Instant::now();
+        Self { tried, due: tried + AGAIN, pause: AGAIN }
     }
 
     pub(super) fn due(&self) -> Instant {
@@ -38,7 +43,12 @@ impl Unreached {
 
     fn put_off(&mut self) {
         self.pause = (2 * self.pause).min(AGAIN_AT_MOST);
-        self.due = Instant::now() + self.pause;
+        self.tried = Instant::now();
+        self.due = self.tried + self.pause;
+    }
+
+    fn asked_for(&mut self) {
+        self.due = self.due.min(self.tried + AGAIN_WHEN_ASKED);
     }
 }
 
@@ -63,6 +73,13 @@ impl Driver {
                 }
                 _ => debug!(%error, tries_left, "the agent is not reached yet"),
             }
+        }
+    }
+
+    /// Somebody waits for it.
+    pub(super) fn reach_soon(&mut self) {
+        if let Some(unreached) = self.running.as_mut().and_then(|running| running.unreached.as_mut()) {
+            unreached.asked_for();
         }
     }
 
@@ -95,7 +112,9 @@ mod tests {
     use std::time::Duration;
 
     use hearth_model::Backend;
+    use tokio::time::Instant;
 
+    use super::{AGAIN_AT_MOST, AGAIN_WHEN_ASKED, Unreached};
     use crate::world::World;
 
     /// Also when it answers only long after the daemon began to look.
@@ -110,5 +129,20 @@ mod tests {
         world.mute.store(false, Ordering::Relaxed);
         web.agent(Duration::from_secs(20)).await.expect("it answers, and nobody had to ask");
         web.standby().await.expect("all is as it was");
+    }
+
+    /// However long it was silent, and however seldom it is tried by then.
+    #[tokio::test]
+    async fn who_waits_for_a_guest_does_not_wait_until_it_is_tried_next() {
+        let mut unreached = Unreached::new();
+        for _ in 0..20 {
+            unreached.put_off();
+        }
+        assert!(unreached.due() >= Instant::now() + AGAIN_AT_MOST / 2);
+        unreached.asked_for();
+        assert!(unreached.due() <= Instant::now() + AGAIN_WHEN_ASKED);
+        let due = unreached.due();
+        unreached.asked_for();
+        assert_eq!(unreached.due(), due, "another request puts nothing off");
     }
 }
