@@ -136,19 +136,27 @@ impl TestHost {
         self.disk.is_some()
     }
 
-    /// Writes to the small disk until nothing more goes in, but for `left` bytes. Whoever removes the
-    /// file has room again.
-    pub fn fill_disk(&self, left: u64) -> Result<PathBuf> {
-        let path = self.data().join("ballast");
-        let mut file = std::fs::File::create(&path).context("make the ballast")?;
-        let chunk = vec![0x55; 1 << 20];
+    /// Writes to the small disk until nothing more goes in, but for `left` bytes.
+    pub fn fill_disk(&self, left: u64) -> Result<()> {
+        let mut file = std::fs::File::create(self.ballast()).context("make the ballast")?;
+        let chunk = vec![0x55; 1 << 16];
         let mut size = 0_u64;
         while let Ok(written) = file.write(&chunk) {
             size += written as u64;
         }
         file.set_len(size.saturating_sub(left)).context("cut the ballast")?;
-        file.sync_all().context("sync the ballast")?;
-        Ok(path)
+        file.sync_all().context("sync the ballast")
+    }
+
+    /// What [`TestHost::fill_disk`] has written goes. XFS gives the room of a removed file back in its
+    /// own time, that of a cut one at once.
+    pub fn free_disk(&self) -> Result<()> {
+        std::fs::File::create(self.ballast()).context("cut the ballast")?;
+        std::fs::remove_file(self.ballast()).context("remove the ballast")
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.data().join("ballast")
     }
 
     /// The processes that work in an instance's directory.

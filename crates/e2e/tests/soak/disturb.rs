@@ -109,7 +109,7 @@ pub(crate) fn begin(host: &TestHost, fate: Fate) -> Result<()> {
         Fate::AgentSilent => {
             Fault { on: "vsock".into(), with: None, nth: None, when: When::Before, effect: Effect::Hang }
         }
-        Fate::DiskFull { left_kib } if host.has_small_disk() => return host.fill_disk(left_kib << 10).map(drop),
+        Fate::DiskFull { left_kib } if host.has_small_disk() => return host.fill_disk(left_kib << 10),
         Fate::Calm
         | Fate::Crowd { .. }
         | Fate::DaemonKilled { .. }
@@ -124,12 +124,7 @@ pub(crate) fn begin(host: &TestHost, fate: Fate) -> Result<()> {
 pub(crate) fn over(host: &TestHost, fate: Fate) -> Result<()> {
     match fate {
         Fate::VmmFault { .. } | Fate::AgentSilent => plan(host, Plan::default()),
-        Fate::DiskFull { .. } if host.has_small_disk() => {
-            // XFS gives the room of a removed file back in its own time, that of a cut one at once.
-            let ballast = host.data().join("ballast");
-            std::fs::File::create(&ballast).context("cut the ballast")?;
-            std::fs::remove_file(ballast).context("remove the ballast")
-        }
+        Fate::DiskFull { .. } if host.has_small_disk() => host.free_disk(),
         Fate::Calm
         | Fate::Crowd { .. }
         | Fate::DaemonKilled { .. }

@@ -1,33 +1,14 @@
 //! A disk that is full: what is said, and that what was there goes on.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::PathBuf;
-
-use anyhow::Result;
 use hearth_api::images::ImportImage;
 use hearth_api::instances::{ForkInstance, InstanceState};
 use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
 use hearth_e2e::{Setup, TestHost, TestImage, refused};
 
-/// Writes until nothing more goes in, but for `left` bytes.
-fn fill(host: &TestHost, left: u64) -> Result<PathBuf> {
-    let path = host.data().join("ballast");
-    let mut file = File::create(&path)?;
-    let chunk = vec![0x55; 1 << 16];
-    let mut size = 0_u64;
-    while file.write_all(&chunk).is_ok() {
-        size += chunk.len() as u64;
-    }
-    file.set_len(size.saturating_sub(left))?;
-    file.sync_all()?;
-    Ok(path)
-}
-
 #[test]
 fn an_image_that_does_not_fit() {
     Setup::default().disk(16).expect_log("request failed").story(async |host| {
-        fill(host, 1 << 20)?;
+        host.fill_disk(1 << 20)?;
         let path = TestImage::busybox()?.write_oci(&host.dir().join("image"))?.display().to_string();
         let request = ImportImage { path, name: "large:1".into(), tags: None };
         let refusal = refused(host.client().import_image(&request).await);
@@ -46,7 +27,7 @@ fn an_instance_that_cannot_be_saved_runs_on() {
         let fork = base.fork("fork").await?;
         fork.sh("head -c 8000000 /dev/urandom > /dev/shm/ballast").await?;
         // Room for records, not for memory: that is seen before the guest is paused.
-        let ballast = fill(host, 4 << 20)?;
+        host.fill_disk(4 << 20)?;
         refused(host.client().standby("fork").await).is(507, "exhausted").says("fork").advises("remove");
         fork.is(InstanceState::Running).await?;
         assert_eq!(fork.count(1).await?.count, 2);
@@ -54,7 +35,7 @@ fn an_instance_that_cannot_be_saved_runs_on() {
         refused(host.client().fork("fork", &request).await).is(507, "exhausted");
         assert_eq!(host.instances().await?.len(), 2);
 
-        std::fs::remove_file(ballast)?;
+        host.free_disk()?;
         fork.standby().await?;
         fork.restore().await?;
         assert_eq!(fork.count(1).await?.count, 3);
@@ -70,7 +51,7 @@ fn of_a_disk_the_reserve_is_for_what_is_there() {
         base.count(1).await?;
         base.standby().await?;
         let web = base.fork("web").await?;
-        let ballast = fill(host, 28 << 20)?;
+        host.fill_disk(28 << 20)?;
         assert_eq!(client.resources().await?.disk.available, 0);
 
         let says = "not enough disk space";
@@ -94,7 +75,7 @@ fn of_a_disk_the_reserve_is_for_what_is_there() {
         assert_eq!(base.count(1).await?.count, 2);
         web.stop().await?;
         web.delete().await?;
-        std::fs::remove_file(ballast)?;
+        host.free_disk()?;
         base.standby().await?;
         base.fork("web").await?;
         Ok(())
