@@ -38,7 +38,8 @@ pub(crate) async fn meet(vmm: &Arc<Vmm>, within: Duration) -> Result<(Agent, Eve
     }
 }
 
-fn died(exit: &hearth_vmm::Exit) -> OpError {
+/// A VMM that ended while something was wanted of its guest.
+pub(crate) fn died(exit: &hearth_vmm::Exit) -> OpError {
     OpError::new(ErrorKind::VmmFailed, format!("the VMM ended: {}", exit_text(exit)))
         .hinted("the instance's VMM and console logs say why; is the kernel one that boots here? see `hearth doctor`")
 }
@@ -55,8 +56,11 @@ pub(crate) fn exit_text(exit: &hearth_vmm::Exit) -> String {
 /// How long a guest that has gone silent may take to welcome somebody else.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 
+/// From a VMM's sockets being closed to its end being known.
+pub(crate) const ENDING: Duration = Duration::from_secs(1);
+
 /// Says of a guest that has gone silent what it does with another connection: whether it stands still
-/// as a whole, or only what was asked of it.
+/// as a whole, or only what was asked of it; or that its VMM has ended, and how.
 pub(crate) async fn look_again(vmm: &Arc<Vmm>, error: OpError) -> OpError {
     if error.kind != ErrorKind::GuestUnresponsive {
         return error;
@@ -64,7 +68,15 @@ pub(crate) async fn look_again(vmm: &Arc<Vmm>, error: OpError) -> OpError {
     let seen = match meet(vmm, SECOND_LOOK).await {
         Ok(_) => "to another connection it answers",
         Err(again) if again.kind == ErrorKind::GuestUnresponsive => "to another connection it does not answer either",
-        Err(_) => "another connection to it could not be made",
+        Err(again) => match tokio::time::timeout(ENDING, vmm.exited()).await {
+            Ok(exit) => return died(&exit),
+            Err(_) => {
+                return OpError {
+                    message: format!("{}; another connection: {}", error.message, again.message),
+                    ..error
+                };
+            }
+        },
     };
     OpError { message: format!("{}; {seen}", error.message), ..error }
 }

@@ -17,9 +17,6 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 /// How long such a try may take: meanwhile what is asked for waits.
 const LONGEST_TRY: Duration = Duration::from_secs(5);
 
-/// From a VMM's sockets being closed to its end being known.
-const ENDING: Duration = Duration::from_secs(1);
-
 /// From a try to the next when somebody waits for the agent; what else is asked for comes between.
 const AGAIN_WHEN_ASKED: Duration = Duration::from_millis(500);
 
@@ -63,7 +60,7 @@ impl Driver {
             let Err(error) = self.reach(self.host.config.timeouts.agent()).await else { return };
             let Some(running) = &mut self.running else { return };
             // A VMM that ends closes its sockets first: its end is news of its own.
-            if tokio::time::timeout(ENDING, running.live.vmm.exited()).await.is_ok() {
+            if tokio::time::timeout(agents::ENDING, running.live.vmm.exited()).await.is_ok() {
                 return;
             }
             match tries_left {

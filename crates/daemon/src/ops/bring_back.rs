@@ -103,9 +103,13 @@ pub(super) async fn bring_back(
         let identity = agents::identity(&subject.record).coming_back(host.config.timeouts.hooks());
         // Only now is it somebody: until here the guest believes that it is its source.
         let refresh = async {
-            match agents::refresh(&met, &identity, within).await {
-                Ok(refreshed) => Ok(refreshed),
-                Err(error) => Err(agents::look_again(&vmm, error).await),
+            tokio::select! {
+                biased;
+                refreshed = agents::refresh(&met, &identity, within) => match refreshed {
+                    Ok(refreshed) => Ok(refreshed),
+                    Err(error) => Err(agents::look_again(&vmm, error).await),
+                },
+                exit = vmm.exited() => Err(agents::died(&exit)),
             }
         };
         let refreshed = run.step("refresh identity", refresh).await;

@@ -25,7 +25,10 @@ chmod 755 /www/cgi-bin/who
 echo page > /www/index.html
 httpd -p 80 -h /www
 nc -ll -p 7 -e /bin/cat &
-while true; do ping -c 100000 -i 0.1 \"$GATEWAY\" > /dev/null 2>&1; sleep 0.05; done";
+while true; do ping -c 100000 -i \"$INTERVAL\" \"$GATEWAY\" > /dev/null 2>&1; sleep 0.05; done";
+
+/// Between two packets of a server.
+const PING_INTERVAL: Duration = Duration::from_millis(100);
 
 fn server() -> Result<TestImage> {
     Ok(TestImage::busybox()?.file("etc/machine-id", 0o644, "0123456789abcdef0123456789abcdef\n"))
@@ -38,7 +41,9 @@ async fn serve<'h>(host: &'h TestHost, name: &str, change: impl FnOnce(&mut Netw
     }
     let mut request = TestHost::request(name, "server:1");
     request.cmd = Some(["/bin/sh", "-c", SERVER].map(str::to_owned).into());
-    request.env = Some([("GATEWAY".to_owned(), gateway(host).await?.to_string())].into());
+    let interval = PING_INTERVAL * slowness();
+    let env = [("GATEWAY", gateway(host).await?.to_string()), ("INTERVAL", interval.as_secs_f64().to_string())];
+    request.env = Some(env.map(|(name, value)| (name.to_owned(), value)).into());
     let mut network = NetworkRequest::default();
     change(&mut network);
     request.network = Some(network);

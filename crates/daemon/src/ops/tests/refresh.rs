@@ -1,11 +1,12 @@
 //! The refresh fails closed: a guest that is not known to be itself does not run.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hearth_agent_client::fake::AtRefresh;
 use hearth_agent_client::{ExecEvent, ExecRequest, RefreshPart};
 use hearth_model::{Backend, ErrorKind, InstanceState};
+use hearth_vmm::Ended;
 
 use super::{Target, fork};
 use crate::error::OpError;
@@ -71,6 +72,34 @@ async fn a_guest_that_does_not_acknowledge_is_ended_and_rests_where_it_came_from
         fork(&world, Some(Target::Running)).await.expect("nothing was spoilt");
         web.restore().await.expect("nothing was spoilt");
     }
+}
+
+/// A guest that breaks as soon as it runs takes its VMM along: that is said, at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vmm_that_ends_while_its_guest_becomes_itself_is_the_reason() {
+    let world = World::configured(Backend::Firecracker, |config| config.timeouts.agent_s = 60).await;
+    let web = world.create("web").await.expect("created");
+    web.standby().await.expect("standby");
+    world.set_manners(at_refresh(AtRefresh::IsStuckAt(None)));
+    let end = async {
+        let seat = loop {
+            match world.fake().alive().pop() {
+                Some(seat) => break seat,
+                None => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.fake().end(&seat.dir, Ended::Signal(6));
+        std::future::pending::<()>().await;
+    };
+    let asked = Instant::now();
+    let error = tokio::select! {
+        restored = web.restore() => restored.expect_err("its VMM has ended"),
+        () = end => unreachable!("it waits for ever"),
+    };
+    assert_eq!((error.kind, error.step), (ErrorKind::VmmFailed, Some("refresh identity")), "{}", error.chain());
+    assert!(error.chain().contains("the VMM ended: signal 6"), "{}", error.chain());
+    assert!(asked.elapsed() < Duration::from_secs(30), "nobody waited for an answer: {:?}", asked.elapsed());
 }
 
 /// A guest that was saved with the agent of an older hearth.
