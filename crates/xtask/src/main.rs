@@ -3,6 +3,7 @@
 //! In: a command. Out: its exit code. One file per command; to add one, add a file with
 //! `pub fn run` and a variant here. Nothing of Hearth itself may depend on this crate.
 
+mod apt;
 mod bench;
 mod build;
 mod ci;

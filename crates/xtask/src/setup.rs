@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use hearth_model::Kind;
 
+use crate::apt;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -103,20 +104,12 @@ pub fn ensure_packages(needs: &[&[Need]]) -> Result<()> {
     if in_path("apt-get").is_none() {
         bail!("this is no Debian (there is no apt-get); install what these packages hold: {}", missing.join(" "));
     }
-    process::run(apt_get().arg("update"))?;
-    process::run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(&missing))?;
+    apt::install(&missing)?;
     let still: Vec<&str> = needs.concat().iter().filter(|need| !need.is_met()).map(|need| need.package).collect();
     if !still.is_empty() {
         bail!("installed, but not found afterwards: {}", still.join(" "));
     }
     Ok(())
-}
-
-fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
-    // Another apt may be at work, such as a machine's first-boot upgrade.
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=120"]);
-    command
 }
 
 /// The guest kernel in `dir`, downloaded and unpacked if it is not there.
@@ -146,11 +139,11 @@ pub fn ensure_promtool(dir: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let download = || {
         // apt's own download user cannot write to our directory, and says so at length.
-        process::run(apt_get().args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(dir))
+        process::run(apt::get().args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(dir))
     };
     download().or_else(|_| {
         // The usual reasons are lists that were never fetched, or that name a version long gone.
-        process::run(apt_get().arg("update"))?;
+        process::run(apt::get().arg("update"))?;
         download()
     })?;
     let package = std::fs::read_dir(dir)
