@@ -101,8 +101,7 @@ pub fn run_quick(workspace: &Workspace, skips: &mut Skips) -> Result<Outcome> {
     let quick: Vec<&Story> = stories::ALL.iter().filter(|story| story.quick).collect();
     let lab = Lab::prepare(workspace, &firecracker, &[])?;
     if let Err(error) = lab.tell(&quick, 1, || Ok(())) {
-        // Guests on the emulated host end or go silent now and then, as its own kernel does, and nobody
-        // knows yet whose fault that is. It is told again, and not kept quiet.
+        // What runs on an emulated host may break with it. It is told again, and not kept quiet.
         println!("FAILED ONCE: {error:#}\nall of it is told once more");
         lab.tell(&quick, 1, || Ok(()))?;
         skips.failed_once("lab", &error.to_string());

@@ -128,7 +128,8 @@ fn qemu(images: &Images, files: &Files, terminal: bool) -> Command {
     // `max` has SVM with nested paging: the host's kvm-amd finds hardware that it can use.
     put("-accel", "tcg,thread=multi".into());
     put("-cpu", "max".into());
-    put("-smp", "2".into());
+    // The first for its kernel alone (see start.sh), two for what is run there.
+    put("-smp", "3".into());
     put("-m", "6G".into());
     put("-kernel", images.vmlinux.display().to_string());
     put("-initrd", images.initrd.display().to_string());
