@@ -19,6 +19,7 @@ pub mod health;
 pub mod images;
 pub mod instances;
 pub mod logs;
+pub mod recovery;
 pub mod resources;
 pub mod restart;
 pub mod snapshots;

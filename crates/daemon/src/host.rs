@@ -24,6 +24,7 @@ use crate::networks::{Networks, Place};
 use crate::ops::faults::Faults;
 use crate::paths::{DataDir, InstanceDir};
 use crate::pins::Pins;
+use crate::recover::Report;
 use crate::reservations::Reservations;
 use crate::run::blocking;
 use crate::scrub::Scrubber;
@@ -42,6 +43,7 @@ pub(crate) struct Host {
     pub(crate) settler: Settler,
     pub(crate) scrubber: Scrubber,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) recovery: Report,
     pub(crate) hatch: Hatch,
     _log_space: LogSpace,
     boot_files: OnceCell<BootFiles>,
@@ -104,6 +106,7 @@ impl Host {
             settler,
             scrubber,
             metrics,
+            recovery: Report::default(),
             vmms,
             networks,
             boot_files: OnceCell::new(),

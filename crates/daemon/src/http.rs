@@ -31,6 +31,7 @@ mod logs;
 mod metrics;
 mod network;
 mod observe;
+mod recovery;
 mod refuse;
 mod resources;
 mod restart;
@@ -69,6 +70,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(health::health))
         .routes(routes!(capabilities::capabilities))
         .routes(routes!(resources::resources))
+        .routes(routes!(recovery::recovery))
         .routes(routes!(metrics::metrics))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::import))

@@ -11,9 +11,11 @@ mod format;
 mod labels;
 mod scrape;
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use hearth_model::capacity::{Amounts, Resource};
+use hearth_model::recovery::Outcome;
 use hearth_model::{Backend, ErrorKind, Op};
 use hearth_net::Made;
 use prometheus_client::metrics::counter::Counter;
@@ -24,8 +26,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use format::Format;
 use labels::{
-    BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, ResourceLabel, RestoreLabels,
-    StepLabels, VerificationLabel,
+    BackendLabel, EndLabel, MadeLabel, OperationLabels, OperationResultLabels, OutcomeLabel, ResourceLabel,
+    RestoreLabels, StepLabels, VerificationLabel,
 };
 pub(crate) use labels::{Plan, SocketWait, Verdict};
 
@@ -68,6 +70,8 @@ pub(crate) struct Metrics {
     slots_taken: Family<MadeLabel, Counter>,
     verifications: Family<VerificationLabel, Counter>,
     damaged: Gauge,
+    recovered: Family<OutcomeLabel, Counter>,
+    recovery_duration: Gauge<f64, AtomicU64>,
     refusals: Family<ResourceLabel, Counter>,
     reserved: Family<ResourceLabel, Gauge>,
     limits: Family<ResourceLabel, Gauge>,
@@ -90,6 +94,8 @@ impl Metrics {
             slots_taken: Family::default(),
             verifications: Family::default(),
             damaged: Gauge::default(),
+            recovered: Family::default(),
+            recovery_duration: Gauge::default(),
             refusals: Family::default(),
             reserved: Family::default(),
             limits: Family::default(),
@@ -106,6 +112,9 @@ impl Metrics {
         }
         for resource in Resource::ALL {
             drop(this.refusals.get_or_create(&ResourceLabel::of(resource)));
+        }
+        for outcome in Outcome::ALL {
+            drop(this.recovered.get_or_create(&OutcomeLabel::of(outcome)));
         }
         for verdict in Verdict::ALL {
             drop(this.verifications.get_or_create(&VerificationLabel::of(verdict)));
@@ -173,6 +182,17 @@ impl Metrics {
             "snapshots_damaged",
             "Snapshots that a verification has found to be damaged, and that are not loaded",
             self.damaged.clone(),
+        );
+        registry.register(
+            "recovered",
+            "Instances that the daemon found when it started, by what it did about them",
+            self.recovered.clone(),
+        );
+        registry.register_with_unit(
+            "recovery_duration",
+            "How long that took, before the daemon served",
+            Unit::Seconds,
+            self.recovery_duration.clone(),
         );
         registry.register(
             "capacity_refusals",
@@ -253,6 +273,16 @@ impl Metrics {
     /// A snapshot was compared with its checksums.
     pub(crate) fn verified(&self, verdict: Verdict) {
         self.verifications.get_or_create(&VerificationLabel::of(verdict)).inc();
+    }
+
+    /// That was done about an instance, at the start or when it was seen at last.
+    pub(crate) fn recovered(&self, outcome: Outcome) {
+        self.recovered.get_or_create(&OutcomeLabel::of(outcome)).inc();
+    }
+
+    /// The start has dealt with all of them.
+    pub(crate) fn recovered_all(&self, took: Duration) {
+        self.recovery_duration.set(took.as_secs_f64());
     }
 
     /// Something was refused for want of this.

@@ -2,83 +2,53 @@
 //!
 //! The decisions are `hearth_model::recovery`'s; here they are carried out. A VMM that runs is
 //! taken over and never ended; what an operation that was cut off may have made is removed by
-//! name; where one could not look, nothing is touched, and the instance's driver looks again.
+//! name; where one could not look, nothing is touched, and the instance's driver looks again. What
+//! belongs to no instance is `sweep`'s; what was done is told by `report`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
-use hearth_model::error::io_kind;
-use hearth_model::recovery::{Observed, Recovery, recover};
+use hearth_model::recovery::{Observed, Outcome, Recovery, recover};
 use hearth_model::{InstanceId, InstanceState, Op, Phase, RestartStatus, SnapshotId};
 use hearth_store::InstanceRecord;
+use hearth_vmm::Vmm;
 use tracing::{info, warn};
 
 use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::Live;
-use crate::ops::bundle::NOT_PUBLISHED;
-use crate::paths::InstanceDir;
 use crate::registry::Registry;
 use crate::run::blocking;
 use crate::{agents, restart};
+
+mod report;
+mod sweep;
+
+pub(crate) use report::{Entry, Report, Swept, Told};
 
 /// So many instances are recovered at a time: what takes long is a guest that does not answer.
 const AT_ONCE: usize = 64;
 
 /// Brings every recorded instance under a driver.
 pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result<(), OpError> {
+    let began = Instant::now();
+    host.recovery.begin(now_ms());
     host.room.begin_anew();
-    // Before any VMM is started: one whose VMM is about to come is empty too.
-    if let Err(error) = host.vmms.launcher.sweep_cgroups() {
-        warn!(%error, "cgroups of VMMs that have ended could not be swept");
-    }
-    let snapshots = host.data.snapshots();
-    // Of a removal that was cut off the record goes before the files, which tell of it.
-    let withdrawn = blocking({
-        let snapshots = snapshots.clone();
-        move || hearth_snapshot::withdrawn(&snapshots)
-    });
-    withdrawn.await?.iter().try_for_each(|id| host.store.remove_snapshot(id))?;
-    let known: BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
-    let swept = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;
-    for error in &swept.failed {
-        warn!(error = %hearth_model::error::chain(error), "could not be swept");
-    }
-    for stray in &swept.unknown {
-        warn!(bundle = %stray.display(), "a bundle without a record: left as it is");
-    }
-    for id in &swept.missing {
-        forget_unpublished(host, id)?;
-    }
-    end_imports(host).await?;
+    let swept = sweep::sweep(host).await?;
+    host.recovery.swept(swept);
     // Guests that do not answer are waited for side by side.
     let recovered = stream::iter(host.store.instances()?).map(|record| async move {
-        let (id, name) = (record.id.clone(), record.spec.name.clone());
-        let error = match recover_one(host, registry, record.clone()).await {
-            Ok(seen) => return (id, seen),
-            Err(error) => error,
-        };
-        warn!(%id, %name, %error, "the instance could not be brought back under control: trying once more");
-        // Its VMM may have ended meanwhile: then something else is decided.
-        let error = match recover_one(host, registry, record.clone()).await {
-            Ok(seen) => return (id, seen),
-            Err(error) => error,
-        };
-        warn!(%id, %name, %error, "the instance could not be brought back under control");
-        // Nobody loses an instance: it is shown, with the reason, and can be removed.
-        let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
-        if let Err(error) = rest(host, registry, record, state) {
-            warn!(%id, %name, %error, "that could not be recorded");
-        }
-        (id, Seen::Yes)
+        let id = record.id.clone();
+        (id, recover_or_fail(host, registry, record).await)
     });
     let unseen: BTreeSet<_> = recovered
         .buffer_unordered(AT_ONCE)
-        .filter_map(|(id, seen)| async move { (seen == Seen::No).then_some(id) })
+        .filter_map(|(id, outcome)| async move { (outcome == Outcome::Held).then_some(id) })
         .collect()
         .await;
     let orphans = orphans(host)?;
@@ -90,14 +60,53 @@ pub(crate) async fn recover_all(host: &Arc<Host>, registry: &Registry) -> Result
             registry.drop_snapshot_later(snapshot.id);
         }
     }
+    let took = began.elapsed();
+    host.recovery.end(took);
+    host.metrics.recovered_all(took);
+    info!(ms = took.as_secs_f64() * 1e3, outcomes = %in_words(&host.recovery.told().outcomes), "recovered");
     Ok(())
 }
 
-/// Whether it could be looked for an instance's VMM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Yes,
-    No,
+/// `adopted 3, undone 1`.
+fn in_words(outcomes: &BTreeMap<Outcome, u32>) -> String {
+    let words: Vec<_> = outcomes.iter().map(|(outcome, count)| format!("{} {count}", outcome.as_str())).collect();
+    words.join(", ")
+}
+
+/// What became of an instance, for the report and the metrics.
+pub(crate) fn note(host: &Host, entry: Entry) {
+    host.metrics.recovered(entry.outcome);
+    host.recovery.note(entry);
+}
+
+/// Nobody loses an instance: one that cannot be brought back is shown, with the reason, and can be
+/// removed.
+async fn recover_or_fail(host: &Arc<Host>, registry: &Registry, record: InstanceRecord) -> Outcome {
+    let (id, name) = (record.id.clone(), record.spec.name.clone());
+    let error = match recover_one(host, registry, &record).await {
+        Ok(outcome) => return outcome,
+        Err((_, error)) => error,
+    };
+    warn!(%id, %name, %error, "the instance could not be brought back under control: trying once more");
+    // Its VMM may have ended meanwhile: then something else is decided.
+    let (observed, error) = match recover_one(host, registry, &record).await {
+        Ok(outcome) => return outcome,
+        Err(failed) => failed,
+    };
+    warn!(%id, %name, %error, "the instance could not be brought back under control");
+    let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
+    note(host, Entry::of(&record, observed, Outcome::Failed).rests(state.clone()).because(&error.chain()));
+    if let Err(error) = rest(host, registry, record, state) {
+        warn!(%id, %name, %error, "that could not be recorded");
+    }
+    Outcome::Failed
+}
+
+/// What was seen of an instance's VMM.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    pub(crate) observed: Observed,
+    vmm: Option<Vmm>,
 }
 
 /// What became of a recorded instance.
@@ -113,81 +122,77 @@ pub(crate) enum Found {
     Unseen(&'static str),
 }
 
-/// A record without a bundle: made by an operation that was cut off before it published, or left
-/// by somebody who removed the bundle's directory. Only the first is forgotten.
-fn forget_unpublished(host: &Arc<Host>, id: &SnapshotId) -> Result<(), OpError> {
-    let Some(record) = host.store.snapshot(id)? else { return Ok(()) };
-    if record.size_bytes == NOT_PUBLISHED {
-        return Ok(host.store.remove_snapshot(id)?);
-    }
-    warn!(snapshot = %id, instance = %record.source_name, "a snapshot's bundle is not there");
-    Ok(())
-}
-
-/// Imports that were cut off: their VMMs, and the directories in which those looked.
-async fn end_imports(host: &Arc<Host>) -> Result<(), OpError> {
-    let imports = host.data.imports();
-    let left = blocking(move || {
-        let entries = std::fs::read_dir(&imports).map(|entries| entries.flatten().map(|entry| entry.path()).collect());
-        entries.map_err(|error| OpError::new(io_kind(&error), format!("list {}: {error}", imports.display())))
-    });
-    let left: Vec<_> = left.await?;
-    for dir in left {
-        let removed = match end_vmm(Arc::clone(host), InstanceDir::at(dir.clone()), None).await {
-            Ok(()) => blocking(move || hearth_disk::remove(&dir)).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            warn!(%error, "an import that was cut off left something");
-        }
-    }
-    Ok(())
-}
-
-async fn recover_one(host: &Arc<Host>, registry: &Registry, record: InstanceRecord) -> Result<Seen, OpError> {
-    match look(host, record.clone()).await? {
-        Found::Running(record, live, events) => {
-            host.store.update_instance(&record)?;
-            registry.adopt(*record, Some((live, events)));
-        }
-        Found::Rests(record, state) => rest(host, registry, *record, state)?,
-        Found::Nothing => {
-            host.store.remove_instance(&record.id)?;
-            host.networks.give_back(&record);
-        }
-        Found::Unseen(why) => {
-            registry.adopt_unseen(record, why);
-            return Ok(Seen::No);
-        }
-    }
-    Ok(Seen::Yes)
-}
-
-/// Looks for the VMM of a recorded instance, decides, and does to the host what was decided. Record
-/// and driver are left to the caller.
-pub(crate) async fn look(host: &Arc<Host>, mut record: InstanceRecord) -> Result<Found, OpError> {
-    let (observed, vmm) = match recorded_seat(&record) {
-        None => (Observed::Gone, None),
-        Some(seat) => match host.adopt(&seat).await {
-            Ok(Some(vmm)) => (Observed::Alive, Some(vmm)),
-            Ok(None) => (Observed::Gone, None),
-            Err(error) => {
-                warn!(id = %record.id, %error, "could not look for the VMM");
-                (Observed::Unknown, None)
+/// One try; with what was seen where it fails.
+async fn recover_one(
+    host: &Arc<Host>,
+    registry: &Registry,
+    record: &InstanceRecord,
+) -> Result<Outcome, (Observed, OpError)> {
+    let sight = look(host, record).await;
+    let observed = sight.observed;
+    let recovered = async {
+        let (outcome, found) = act(host, record.clone(), sight).await?;
+        let entry = Entry::of(record, observed, outcome);
+        match found {
+            Found::Running(record, live, events) => {
+                host.store.update_instance(&record)?;
+                registry.adopt(*record, Some((live, events)));
+                note(host, entry.rests(InstanceState::Running));
             }
-        },
+            Found::Rests(record, state) => {
+                rest(host, registry, *record, state.clone())?;
+                note(host, entry.rests(state));
+            }
+            Found::Nothing => {
+                host.store.remove_instance(&record.id)?;
+                host.networks.give_back(record);
+                note(host, entry);
+            }
+            Found::Unseen(why) => {
+                // First: its driver says what becomes of it.
+                note(host, entry.because(why));
+                registry.adopt_unseen(record.clone(), why);
+            }
+        }
+        Ok(outcome)
     };
+    recovered.await.map_err(|error| (observed, error))
+}
+
+/// Looks for the VMM of a recorded instance; touches nothing.
+pub(crate) async fn look(host: &Host, record: &InstanceRecord) -> Sight {
+    let Some(seat) = recorded_seat(record) else { return Sight { observed: Observed::Gone, vmm: None } };
+    match host.adopt(&seat).await {
+        Ok(Some(vmm)) => Sight { observed: Observed::Alive, vmm: Some(vmm) },
+        Ok(None) => Sight { observed: Observed::Gone, vmm: None },
+        Err(error) => {
+            warn!(id = %record.id, %error, "could not look for the VMM");
+            Sight { observed: Observed::Unknown, vmm: None }
+        }
+    }
+}
+
+/// Decides from what was seen, and does to the host what was decided. Record and driver are left to
+/// the caller.
+pub(crate) async fn act(
+    host: &Arc<Host>,
+    mut record: InstanceRecord,
+    Sight { observed, vmm }: Sight,
+) -> Result<(Outcome, Found), OpError> {
     let saved = saved_by_standby(host, &record)?;
     let decision = recover(&record.phase, observed, saved);
     info!(id = %record.id, name = %record.spec.name, phase = ?record.phase, ?observed, ?decision, "recovering");
-    match decision {
+    let outcome = decision.outcome();
+    let found = match decision {
         Recovery::Adopt => {
-            let Some(vmm) = vmm else { return Ok(Found::Unseen("its VMM was there, and could not be taken over")) };
+            let Some(vmm) = vmm else {
+                return Ok((Outcome::Held, Found::Unseen("its VMM was there, and could not be taken over")));
+            };
             let (live, events) = take_over(host, &record, vmm).await?;
             record.phase = Phase::Resting(InstanceState::Running);
-            Ok(Found::Running(Box::new(record), live, events))
+            Found::Running(Box::new(record), live, events)
         }
-        Recovery::Rest(state) => Ok(Found::Rests(Box::new(record), state)),
+        Recovery::Rest(state) => Found::Rests(Box::new(record), state),
         Recovery::NoteExit => {
             record.exit.get_or_insert_with(restart::unseen_exit);
             clean(host, &record).await?;
@@ -200,7 +205,7 @@ pub(crate) async fn look(host: &Arc<Host>, mut record: InstanceRecord) -> Result
                 Phase::Busy { .. } | Phase::Resting(_) => restart::after_end(&mut record, now_ms()),
             }
             (record.seat, record.slot) = (None, None);
-            Ok(Found::Rests(Box::new(record), InstanceState::Stopped))
+            Found::Rests(Box::new(record), InstanceState::Stopped)
         }
         Recovery::Undo(state) => {
             clean(host, &record).await?;
@@ -210,16 +215,17 @@ pub(crate) async fn look(host: &Arc<Host>, mut record: InstanceRecord) -> Result
                 record.restart = record.restart.after_failed_attempt(&record.spec.restart, now_ms());
             }
             (record.seat, record.slot) = (None, None);
-            Ok(Found::Rests(Box::new(record), state))
+            Found::Rests(Box::new(record), state)
         }
         Recovery::Remove | Recovery::FinishDelete => {
             clean(host, &record).await?;
             let whole = host.data.instance(&record.id).path().to_owned();
             blocking(move || hearth_disk::remove(&whole)).await?;
-            Ok(Found::Nothing)
+            Found::Nothing
         }
-        Recovery::Hold(why) => Ok(Found::Unseen(why)),
-    }
+        Recovery::Hold(why) => Found::Unseen(why),
+    };
+    Ok((outcome, found))
 }
 
 /// The bundle that a standby of this instance recorded before it was cut off. Only a standby links
@@ -262,7 +268,7 @@ async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError>
 async fn take_over(
     host: &Arc<Host>,
     record: &InstanceRecord,
-    vmm: hearth_vmm::Vmm,
+    vmm: Vmm,
 ) -> Result<(Live, Option<EventReceiver>), OpError> {
     // An operation that was cut off may have left it paused; one that runs stays as it is.
     if matches!(record.phase, Phase::Busy { .. }) {

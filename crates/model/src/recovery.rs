@@ -33,6 +33,90 @@ pub enum Recovery {
     Hold(&'static str),
 }
 
+impl Observed {
+    /// As the report has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Gone => "gone",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What was done about an instance, as the report and the metrics have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Its VMM was taken over.
+    Adopted,
+    /// It rests where it did: there was nothing to do.
+    Rests,
+    /// Its VMM had ended while nobody looked, and that was noted.
+    ExitNoted,
+    /// What an operation that was cut off had made was removed.
+    Undone,
+    /// It was being made: all of it was removed.
+    Removed,
+    /// Its deletion was finished.
+    DeleteFinished,
+    /// It could not be looked for: nothing was touched, and it is looked for again.
+    Held,
+    /// It could not be brought back under control.
+    Failed,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 8] = [
+        Self::Adopted,
+        Self::Rests,
+        Self::ExitNoted,
+        Self::Undone,
+        Self::Removed,
+        Self::DeleteFinished,
+        Self::Held,
+        Self::Failed,
+    ];
+
+    /// The name on the wire and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adopted => "adopted",
+            Self::Rests => "rests",
+            Self::ExitNoted => "exit_noted",
+            Self::Undone => "undone",
+            Self::Removed => "removed",
+            Self::DeleteFinished => "delete_finished",
+            Self::Held => "held",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether it was found as a daemon leaves it that ends in peace.
+    #[must_use]
+    pub const fn is_uneventful(self) -> bool {
+        matches!(self, Self::Adopted | Self::Rests)
+    }
+}
+
+impl Recovery {
+    /// What it is called once it was carried out.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Adopt => Outcome::Adopted,
+            Self::Rest(_) => Outcome::Rests,
+            Self::NoteExit => Outcome::ExitNoted,
+            Self::Undo(_) => Outcome::Undone,
+            Self::Remove => Outcome::Removed,
+            Self::FinishDelete => Outcome::DeleteFinished,
+            Self::Hold(_) => Outcome::Held,
+        }
+    }
+}
+
 /// Decides, purely. `saved`: the bundle that a standby that was cut off had recorded already.
 #[must_use]
 pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Recovery {
@@ -96,6 +180,14 @@ mod tests {
         assert_eq!(recover(&cut, Observed::Gone, Some(snapshot.clone())), Recovery::Undo(standby));
         assert_eq!(recover(&cut, Observed::Gone, None), Recovery::NoteExit);
         assert_eq!(recover(&cut, Observed::Alive, Some(snapshot)), Recovery::Adopt);
+    }
+
+    #[test]
+    fn every_outcome_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<_> = Outcome::ALL.map(Outcome::as_str).into_iter().collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+        let uneventful: Vec<_> = Outcome::ALL.into_iter().filter(|outcome| outcome.is_uneventful()).collect();
+        assert_eq!(uneventful, [Outcome::Adopted, Outcome::Rests]);
     }
 
     #[test]

@@ -47,6 +47,15 @@ pub(crate) struct Cgroup {
     dir: File,
 }
 
+/// What [`Cgroups::sweep`] did.
+#[derive(Debug, Default)]
+pub struct SweptCgroups {
+    /// How many it removed.
+    pub removed: usize,
+    /// Those that it could not remove, and why not.
+    pub failed: Vec<(PathBuf, io::Error)>,
+}
+
 impl Default for Cgroups {
     fn default() -> Self {
         Self::none("none was asked for")
@@ -78,25 +87,33 @@ impl Cgroups {
         self.parent.as_deref().map_err(|why| &**why)
     }
 
-    /// Removes those that nobody is in: what VMMs left that ended while no daemon ran. To be called
-    /// while none is being started.
+    /// Removes those that nobody is in: what VMMs left that ended while no daemon ran. One that cannot
+    /// be removed keeps no other. To be called while none is being started.
     ///
     /// # Errors
-    /// They cannot be listed, or one cannot be removed.
-    pub fn sweep(&self) -> io::Result<()> {
-        let Ok(parent) = &self.parent else { return Ok(()) };
+    /// They cannot be listed.
+    pub fn sweep(&self) -> io::Result<SweptCgroups> {
+        let mut swept = SweptCgroups::default();
+        let Ok(parent) = &self.parent else { return Ok(swept) };
         let entries = match fs::read_dir(parent) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
             Err(error) => return Err(error),
         };
         for entry in entries {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                remove_empty(&entry.path())?;
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            match remove_empty(&entry.path()) {
+                Ok(removed) => swept.removed += usize::from(removed),
+                Err(error) => swept.failed.push((entry.path(), error)),
             }
         }
-        remove_empty(parent).map(drop)
+        if let (true, Err(error)) = (swept.failed.is_empty(), remove_empty(parent)) {
+            swept.failed.push((parent.to_path_buf(), error));
+        }
+        Ok(swept)
     }
 
     /// That of the VMM in a directory, whether it is there or not.
@@ -305,7 +322,8 @@ mod tests {
         let path = cgroups.make(dir.path()).expect("made").path().to_owned();
         drop(cgroups.make(dir.path()).expect("there already is success"));
         assert!(path.exists());
-        cgroups.sweep().expect("swept");
+        let swept = cgroups.sweep().expect("swept");
+        assert_eq!((swept.removed, swept.failed.len()), (1, 0));
         assert!(!path.exists());
         let program = process::Program {
             path: "/no/such/program".into(),
@@ -314,6 +332,20 @@ mod tests {
         };
         process::start(program).expect_err("there is no such program");
         assert!(!path.exists() && !cgroups.parent().expect("there is one").exists());
+    }
+
+    #[test]
+    fn one_that_cannot_be_removed_keeps_no_other() {
+        // Directories of files: what is in one keeps it, and is not a process that will leave.
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["a", "b", "c"] {
+            fs::create_dir_all(dir.path().join(name)).expect("made");
+        }
+        fs::write(dir.path().join("b/file"), "").expect("written");
+        let swept = Cgroups { parent: Ok(dir.path().into()) }.sweep().expect("listed");
+        assert_eq!(swept.removed, 2);
+        let failed: Vec<_> = swept.failed.into_iter().map(|(path, _)| path).collect();
+        assert_eq!(failed, [dir.path().join("b")]);
     }
 
     #[test]

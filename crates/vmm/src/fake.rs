@@ -246,11 +246,13 @@ impl FakeHost {
         remove_sockets(dir)
     }
 
-    /// Removes the cgroups of VMMs that have ended.
-    pub(crate) fn sweep(&self) {
+    /// Removes the cgroups of VMMs that have ended; how many.
+    pub(crate) fn sweep(&self) -> usize {
         let mut state = self.lock();
         let inhabited = state.vmms.values().map(|vmm| vmm.seat.dir.clone()).collect();
+        let before = state.cgroups.len();
         state.cgroups = state.cgroups.intersection(&inhabited).cloned().collect();
+        before - state.cgroups.len()
     }
 
     fn launch(

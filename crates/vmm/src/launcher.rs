@@ -13,7 +13,7 @@ use std::time::Duration;
 use hearth_model::foreign::Described;
 use hearth_model::{Backend, LoadPlan};
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, SweptCgroups};
 use crate::ending::{kill_in, remove_traces};
 #[cfg(feature = "fake")]
 use crate::fake::FakeHost;
@@ -201,15 +201,12 @@ impl Launcher {
     /// started.
     ///
     /// # Errors
-    /// They cannot be listed, or one cannot be removed.
-    pub fn sweep_cgroups(&self) -> std::io::Result<()> {
+    /// They cannot be listed.
+    pub fn sweep_cgroups(&self) -> std::io::Result<SweptCgroups> {
         match self {
             Self::Real(cgroups) => cgroups.sweep(),
             #[cfg(feature = "fake")]
-            Self::Fake(host) => {
-                host.sweep();
-                Ok(())
-            }
+            Self::Fake(host) => Ok(SweptCgroups { removed: host.sweep(), failed: Vec::new() }),
         }
     }
 }

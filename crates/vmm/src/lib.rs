@@ -27,7 +27,7 @@ mod sys;
 mod usage;
 mod vmm;
 
-pub use cgroup::Cgroups;
+pub use cgroup::{Cgroups, SweptCgroups};
 pub use devices::launched_with;
 pub use fault::{AdoptError, ControlError, KillError, LaunchError, UsageError};
 pub use firecracker::probe::{KvmTrust, probe as probe_firecracker};

@@ -12,6 +12,7 @@ use crate::instances::{
     CreateInstance, CreateQuery, DeleteInstance, ForkAnswer, ForkInstance, Forked, Instance, InstanceState,
     InstanceStats, ListInstances, PathInfo, StatQuery, UpdateInstance, WaitQuery, Waited,
 };
+use crate::recovery::Recovery;
 use crate::resources::Resources;
 use crate::snapshots::{
     CreateSnapshot, ForkSnapshot, ImportSnapshot, ListSnapshots, RestoreSnapshot, Snapshot, VerifiedSnapshot,
@@ -37,6 +38,11 @@ impl Client {
     /// What the host has, and who has it.
     pub async fn resources(&self) -> Result<Resources, ClientError> {
         self.get("/resources").await
+    }
+
+    /// What the server found when it started, and what it did about it.
+    pub async fn recovery(&self) -> Result<Recovery, ClientError> {
+        self.get("/recovery").await
     }
 
     /// All images that have these tags.

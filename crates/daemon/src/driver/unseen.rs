@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth_model::recovery::Outcome;
 use hearth_model::{InstanceState, Phase, RestartPolicy};
 use hearth_store::InstanceRecord;
 use tokio::time::Instant;
@@ -10,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::Driver;
 use crate::clock::now_ms;
-use crate::recover::{self, Found};
+use crate::recover::{self, Entry, Found};
 
 /// After so many milliseconds each it is looked again, before it is called failed.
 const LOOK_AGAIN: [u64; 5] = if cfg!(test) { [20; 5] } else { [250, 1_000, 4_000, 15_000, 40_000] };
@@ -56,27 +57,33 @@ impl Driver {
     pub(super) async fn look_again(&mut self) -> bool {
         let Some(mut unseen) = self.unseen.take() else { return false };
         let look = unseen.begin_look();
-        let why = match recover::look(&self.host, unseen.record.clone()).await {
-            Ok(Found::Running(record, live, events)) => {
+        let sight = recover::look(&self.host, &unseen.record).await;
+        let observed = sight.observed;
+        let entry = |outcome| Entry::of(&unseen.record, observed, outcome).after(look);
+        let why = match recover::act(&self.host, unseen.record.clone(), sight).await {
+            Ok((outcome, Found::Running(record, live, events))) => {
                 info!(look, "its VMM was found: it runs");
+                recover::note(&self.host, entry(outcome).rests(InstanceState::Running));
                 self.record = *record;
                 self.watch(live, events);
                 self.found(InstanceState::Running);
                 return false;
             }
-            Ok(Found::Rests(record, state)) => {
+            Ok((outcome, Found::Rests(record, state))) => {
                 info!(look, state = state.name(), "its VMM was looked for, and is not there");
+                recover::note(&self.host, entry(outcome).rests(state.clone()));
                 self.record = *record;
                 self.found(state);
                 self.drop_orphans();
                 return false;
             }
-            Ok(Found::Nothing) => {
+            Ok((outcome, Found::Nothing)) => {
                 info!(look, "what was cut off is removed");
+                recover::note(&self.host, entry(outcome));
                 self.forget();
                 return true;
             }
-            Ok(Found::Unseen(why)) => why.to_owned(),
+            Ok((_, Found::Unseen(why))) => why.to_owned(),
             Err(error) => error.chain(),
         };
         if look < LOOK_AGAIN.len() {
@@ -85,9 +92,11 @@ impl Driver {
             return false;
         }
         warn!(looks = look, why, "the instance could not be brought back under control");
+        let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {why}") };
+        recover::note(&self.host, entry(Outcome::Failed).rests(state.clone()).because(&why));
         self.record.restart = unseen.record.restart;
         self.record.restart.next_attempt_at_ms = None;
-        self.found(InstanceState::Failed { reason: format!("after a restart of the daemon: {why}") });
+        self.found(state);
         false
     }
 

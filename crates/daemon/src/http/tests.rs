@@ -6,6 +6,7 @@ mod life;
 mod logs;
 mod metrics;
 mod monitoring;
+mod recovery;
 mod refusals;
 mod rot;
 mod server;

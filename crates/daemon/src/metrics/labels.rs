@@ -1,6 +1,7 @@
 //! What series are told apart by: closed sets, and the labels made of them.
 
 use hearth_model::capacity::Resource;
+use hearth_model::recovery::Outcome;
 use hearth_model::{Backend, LoadPlan, Op};
 use hearth_net::Made;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -190,6 +191,17 @@ pub(super) struct VerificationLabel {
 impl VerificationLabel {
     pub(super) fn of(verdict: Verdict) -> Self {
         Self { result: verdict.as_str() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+impl OutcomeLabel {
+    pub(super) fn of(outcome: Outcome) -> Self {
+        Self { outcome: outcome.as_str() }
     }
 }
 

@@ -226,8 +226,9 @@ async fn the_reference_has_every_series_with_its_labels_and_no_other() {
         let known = figures.names().contains(named.name.as_str()) || figures.families.contains_key(&named.name);
         assert!(known, "docs/metrics.md: there is no {}", named.name);
     }
-    for label in ["plan", "end"] {
-        let series = if label == "plan" { "hearth_restores_total" } else { "hearth_socket_waits_total" };
+    for (label, series) in
+        [("plan", "hearth_restores_total"), ("end", "hearth_socket_waits_total"), ("outcome", "hearth_recovered_total")]
+    {
         for value in figures.values(series, label) {
             assert!(reference.contains(&format!("`{value}`")), "docs/metrics.md: what is {label} {value}?");
         }

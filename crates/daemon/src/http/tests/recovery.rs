@@ -1,0 +1,162 @@
+//! `/recovery`: what a start tells of every instance, and of what nobody owned.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hearth_api::instances::InstanceState;
+use hearth_api::recovery::{RecoveredInstance, Recovery, RecoveryOutcome, VmmSeen};
+use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
+use hearth_model::{InstanceState as Rest, Op, Phase, SnapshotId};
+
+use super::exposition;
+use super::server::Server;
+
+/// Records of an instance what a daemon has left that died there. One that is `dead` has no VMM any
+/// more, and the record does not know it.
+async fn left(server: &Server, name: &str, dead: bool, phase: Phase) {
+    let (store, id) = (&server.world.host.store, server.world.get(name).id().clone());
+    let seat = store.instance(&id).expect("readable").expect("recorded").seat;
+    if dead {
+        server.client.stop(name).await.expect("stopped");
+    }
+    let mut record = store.instance(&id).expect("readable").expect("recorded");
+    (record.phase, record.seat) = (phase, seat);
+    store.update_instance(&record).expect("stored");
+}
+
+async fn recovery(server: &Server) -> Recovery {
+    server.client.recovery().await.expect("told")
+}
+
+fn of<'a>(recovery: &'a Recovery, name: &str) -> &'a RecoveredInstance {
+    recovery.instances.iter().find(|instance| instance.name == name).unwrap_or_else(|| panic!("{name}: {recovery:?}"))
+}
+
+#[tokio::test]
+async fn each_instance_is_told_with_how_it_was_found_and_what_was_done() {
+    let mut server = Server::new().await;
+    let busy = |op, from| Phase::Busy { op, from };
+    for (name, dead, phase) in [
+        ("web", false, Phase::Resting(Rest::Running)),
+        ("off", true, Phase::Resting(Rest::Stopped)),
+        ("crashed", true, Phase::Resting(Rest::Running)),
+        ("saving", false, busy(Op::Standby, Rest::Running)),
+        ("starting", false, busy(Op::Start, Rest::Stopped)),
+        ("half", false, busy(Op::Fork, Rest::Stopped)),
+        ("doomed", true, busy(Op::Delete, Rest::Stopped)),
+    ] {
+        server.create(name).await;
+        left(&server, name, dead, phase).await;
+    }
+    server.world.reborn().await;
+
+    let told = recovery(&server).await;
+    use InstanceState::{Initializing, Running, Stopped};
+    use RecoveryOutcome::{Adopted, DeleteFinished, ExitNoted, Removed, Rests, Undone};
+    for (name, found, cut_off, vmm, outcome, state) in [
+        ("web", Running, None, VmmSeen::Alive, Adopted, Some(Running)),
+        ("off", Stopped, None, VmmSeen::Gone, Rests, Some(Stopped)),
+        ("crashed", Running, None, VmmSeen::Gone, ExitNoted, Some(Stopped)),
+        ("saving", Running, Some("standby"), VmmSeen::Alive, Adopted, Some(Running)),
+        ("starting", Initializing, Some("start"), VmmSeen::Alive, Undone, Some(Stopped)),
+        ("half", Initializing, Some("fork"), VmmSeen::Alive, Removed, None),
+        ("doomed", Stopped, Some("delete"), VmmSeen::Gone, DeleteFinished, None),
+    ] {
+        let told = of(&told, name);
+        let seen = (told.found, told.cut_off.as_deref(), told.vmm, told.outcome, told.state);
+        assert_eq!(seen, (found, cut_off, vmm, outcome, state), "{name}");
+        assert_eq!((told.reason.as_deref(), told.looks), (None, 0), "{name}");
+    }
+    let names: Vec<_> = told.instances.iter().map(|instance| instance.name.as_str()).collect();
+    assert_eq!(names, ["crashed", "doomed", "half", "starting", "off", "saving", "web"], "what was done comes first");
+    let counts =
+        [("adopted", 2), ("delete_finished", 1), ("exit_noted", 1), ("removed", 1), ("rests", 1), ("undone", 1)];
+    assert_eq!(told.outcomes, counts.map(|(outcome, count)| (outcome.to_owned(), count)).into());
+    assert!(told.duration_ms > 0.0 && told.unlisted == 0, "{told:?}");
+    let age = jiff::Timestamp::now().duration_since(told.started_at);
+    assert!(age.as_secs() < 60, "{age:?}");
+
+    let figures = exposition::read(&server).await;
+    let counted = |outcome| figures.sum("hearth_recovered_total", &[("outcome", outcome)]);
+    assert_eq!([counted("adopted"), counted("undone"), counted("failed")], [2.0, 1.0, 0.0]);
+    assert_eq!(figures.sum("hearth_recovered_total", &[]), 7.0);
+    let took = figures.sum("hearth_recovery_duration_seconds", &[]);
+    assert!((took * 1e3 - told.duration_ms).abs() < 1e-6, "{took} s, {} ms", told.duration_ms);
+
+    // Only the last start is told of.
+    server.world.reborn().await;
+    let again = recovery(&server).await;
+    assert_eq!(again.outcomes, [("adopted".to_owned(), 2), ("rests".to_owned(), 3)].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_was_held_is_told_of_again_when_it_is_seen() {
+    let mut server = Server::new().await;
+    server.create("web").await;
+    server.world.fake().blind(2);
+    server.world.reborn().await;
+    let told = recovery(&server).await;
+    if let RecoveryOutcome::Held = of(&told, "web").outcome {
+        let held = of(&told, "web");
+        assert_eq!((held.vmm, held.state, held.looks), (VmmSeen::Unknown, None, 0));
+        assert_eq!(held.reason.as_deref(), Some("could not look for its VMM"));
+        assert_eq!(told.outcomes, [("held".to_owned(), 1)].into());
+    }
+    let told = until(&server, |told| of(told, "web").outcome == RecoveryOutcome::Adopted).await;
+    let seen = of(&told, "web");
+    assert_eq!((seen.vmm, seen.state, seen.looks), (VmmSeen::Alive, Some(InstanceState::Running), 2));
+    assert_eq!((seen.reason.as_deref(), &told.outcomes), (None, &[("adopted".to_owned(), 1)].into()));
+    let figures = exposition::read(&server).await;
+    let counted = |outcome| figures.sum("hearth_recovered_total", &[("outcome", outcome)]);
+    assert_eq!((counted("held"), counted("adopted")), (1.0, 1.0));
+
+    server.world.fake().blind(u32::MAX);
+    server.world.reborn().await;
+    let told = until(&server, |told| of(told, "web").outcome == RecoveryOutcome::Failed).await;
+    let failed = of(&told, "web");
+    assert_eq!((failed.vmm, failed.state, failed.looks), (VmmSeen::Unknown, Some(InstanceState::Unknown), 5));
+    assert_eq!(failed.reason.as_deref(), Some("could not look for its VMM"));
+    assert_eq!(told.outcomes, [("failed".to_owned(), 1)].into());
+}
+
+/// What is told once that is so, or after a while.
+async fn until(server: &Server, is_so: impl Fn(&Recovery) -> bool) -> Recovery {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let told = recovery(server).await;
+        if is_so(&told) || tokio::time::Instant::now() > deadline {
+            return told;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_owned_is_counted_and_what_stays_is_named() {
+    let mut server = Server::new().await;
+    server.create("web").await;
+    let save = |name: &str| CreateSnapshot { kind: SnapshotKind::Standby, name: Some(name.into()), tags: None };
+    let mut saved = BTreeMap::new();
+    for name in ["withdrawn", "lost", "stray"] {
+        let snapshot = server.client.create_snapshot("web", &save(name)).await.expect("saved");
+        let id: SnapshotId = snapshot.id.parse().expect("an id");
+        saved.insert(name, id);
+    }
+    let (host, data) = (&server.world.host, server.world.host.data.clone());
+    hearth_snapshot::withdraw(&data.snapshots(), &saved["withdrawn"]).expect("withdrawn");
+    std::fs::remove_dir_all(data.snapshots().join(saved["lost"].as_str())).expect("removed");
+    host.store.remove_snapshot(&saved["stray"]).expect("forgotten");
+    std::fs::create_dir(data.snapshots().join(".draft-half")).expect("made");
+    std::fs::create_dir(data.imports().join("half")).expect("made");
+    server.world.reborn().await;
+
+    let told = recovery(&server).await.swept;
+    // The draft, and the files of the one that was withdrawn.
+    assert_eq!((told.bundles, told.withdrawn_records, told.imports), (2, 1, 1), "{told:?}");
+    assert_eq!((told.unpublished_records, told.unlisted), (0, 0), "{told:?}");
+    assert_eq!(told.failed, [], "{told:?}");
+    let named = |id: &SnapshotId| told.left.iter().find(|left| left.what.contains(id.as_str())).map(|left| &*left.why);
+    assert_eq!(named(&saved["stray"]), Some("a bundle without a record"));
+    assert_eq!(named(&saved["lost"]), Some("a record without its bundle, of instance web"));
+    assert!(data.snapshots().join(saved["stray"].as_str()).exists(), "it is left as it is");
+}
