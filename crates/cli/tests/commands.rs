@@ -153,6 +153,26 @@ fn logs_and_timelines() {
 }
 
 #[test]
+fn what_a_start_did_is_asked_of_the_daemon() {
+    let daemon = Daemon::start();
+    let ran = daemon.run(&["doctor", "--recovery"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[0].starts_with("the daemon started ") && lines[0].ends_with(" took 12.0 ms: adopted 1"), "{ran:?}");
+    assert_eq!(lines[2..], ["web   Running (standby)  alive  adopted  Running", "swept: 1 bundle"], "{ran:?}");
+    let ran = daemon.run(&["doctor", "--recovery", "--json"]);
+    assert_eq!(ran.json()["instances"][0]["cut_off"], "standby");
+
+    let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+    let url = format!("http://127.0.0.1:{nobody}");
+    let ran = daemon.run(&["doctor", "--recovery", "--url", &url]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(12), ""));
+    assert!(ran.stderr.starts_with(&format!("error: no daemon answers at {url}\n")), "{ran:?}");
+    assert!(ran.stderr.contains("hint: start it with `hearth serve`"), "{ran:?}");
+    assert_eq!(daemon.run(&["doctor", "--recovery", "--fix"]).code, Some(2), "one or the other");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error_to_speak_of() {
     let daemon = Daemon::start();
     let mut child = daemon.hearth(&["ps"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");

@@ -1,4 +1,6 @@
-//! `hearth doctor`: what Hearth needs of this host. Needs no daemon.
+//! `hearth doctor`: what Hearth needs of this host. Needs no daemon, but for what one did when it started.
+
+mod recovery;
 
 use std::path::PathBuf;
 
@@ -19,10 +21,16 @@ pub(crate) struct Arguments {
     /// Data directory, as for `hearth serve`
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What the daemon that runs found when it started, and what it did about it
+    #[arg(long, conflicts_with_all = ["fix", "config", "data_dir"])]
+    recovery: bool,
 }
 
 pub(crate) async fn doctor(context: &Context, arguments: Arguments) -> Result<u8, CliError> {
-    let Arguments { fix, config, data_dir } = arguments;
+    let Arguments { fix, config, data_dir, recovery } = arguments;
+    if recovery {
+        return recovery::recovery(context).await.map(|()| 0);
+    }
     let options = hearth_daemon::DoctorOptions { config, data_dir, fix };
     let output = context.output;
     let look = hearth_daemon::doctor(options, move |line| output.note(line));

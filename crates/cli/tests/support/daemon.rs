@@ -42,6 +42,7 @@ impl Daemon {
         let guest = tempfile::tempdir().expect("a directory");
         let shared = Arc::new(Shared { guest: guest.path().to_owned(), ..Shared::default() });
         let router = Router::new()
+            .route("/recovery", get(recovery))
             .route("/instances", get(list).post(create))
             .route("/instances/{id}", get(instance).delete(done))
             .route("/instances/{id}/{verb}", post(verb))
@@ -160,6 +161,21 @@ async fn list(headers: HeaderMap) -> Response {
     let mut ended = an_instance("job", "Stopped");
     ended["exit_code"] = json!(3);
     Json(json!([an_instance("web", "Running"), ended])).into_response()
+}
+
+async fn recovery() -> Response {
+    Json(json!({
+        "started_at": "2026-01-01T00:00:00Z", "duration_ms": 12.0, "outcomes": {"adopted": 1}, "unlisted": 0,
+        "instances": [{
+            "id": "w", "name": "web", "found": "Running", "cut_off": "standby", "vmm": "alive", "outcome": "adopted",
+            "state": "Running", "looks": 0,
+        }],
+        "swept": {
+            "bundles": 1, "withdrawn_records": 0, "unpublished_records": 0, "imports": 0, "cgroups": 0, "slots": 0,
+            "left": [], "failed": [], "unlisted": 0,
+        },
+    }))
+    .into_response()
 }
 
 async fn create(Json(body): Json<Value>) -> Response {
