@@ -151,6 +151,10 @@ pub struct Swept {
     pub unpublished_records: u32,
     /// Imports of guests that were cut off, each with its VMM.
     pub imports: u32,
+    /// Images whose import or removal was cut off.
+    pub images: u32,
+    /// Templates of overlays, kernels and initrds that were half made.
+    pub drafts: u32,
     /// Cgroups of VMMs that had ended.
     pub cgroups: u32,
     /// Slots of the network without an instance.

@@ -59,12 +59,22 @@ impl Images {
             tags,
         };
         let before = self.host.store.image(&name)?;
-        match &before {
-            None => self.host.store.insert_image(&record)?,
-            Some(_) => self.host.store.update_image(&record)?,
+        if let Some(before) = &before {
+            self.disown(&before.digest).await?;
         }
+        let stored = match &before {
+            None => self.host.store.insert_image(&record),
+            Some(_) => self.host.store.update_image(&record),
+        };
+        if let Err(error) = stored {
+            self.keep_or_remove(&record.digest).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "an image without a name stays until the next start");
+            });
+            return Err(error.into());
+        }
+        self.keep_or_remove(&record.digest).await?;
         if let Some(before) = before {
-            self.remove_unnamed(&before.digest).await?;
+            self.keep_or_remove(&before.digest).await?;
         }
         tracing::info!(image = %name, digest = record.digest, "image imported");
         Ok(record)
@@ -100,16 +110,23 @@ impl Images {
     pub(crate) async fn delete(&self, name: &ImageRef) -> Result<(), OpError> {
         let record = self.get(name)?;
         let _turn = self.importing.lock().await;
+        self.disown(&record.digest).await?;
         self.host.store.remove_image(&record.name)?;
-        self.remove_unnamed(&record.digest).await
+        self.keep_or_remove(&record.digest).await
     }
 
-    async fn remove_unnamed(&self, digest: &str) -> Result<(), OpError> {
-        if !self.host.store.images_with_digest(digest)?.is_empty() {
-            return Ok(());
-        }
+    /// What names this content is about to change: whoever dies now leaves it with a mark.
+    async fn disown(&self, digest: &str) -> Result<(), OpError> {
         let (images, digest) = (self.host.data.images(), digest.to_owned());
-        blocking(move || hearth_image::remove(&images, &digest)).await
+        blocking(move || hearth_image::disown(&images, &digest)).await
+    }
+
+    /// The records say now whether anybody names this content.
+    async fn keep_or_remove(&self, digest: &str) -> Result<(), OpError> {
+        let named = !self.host.store.images_with_digest(digest)?.is_empty();
+        let (images, digest) = (self.host.data.images(), digest.to_owned());
+        let keep_or_remove = if named { hearth_image::claim } else { hearth_image::remove };
+        blocking(move || keep_or_remove(&images, &digest)).await
     }
 }
 

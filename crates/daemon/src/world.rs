@@ -123,7 +123,10 @@ impl World {
         std::fs::write(root.join("bin/app"), "app").expect("written");
         let images = data.images();
         let imported = tokio::task::spawn_blocking(move || {
-            hearth_image::import(&root, &images, &hearth_image::Limits::default(), &|_| {}).expect("imported")
+            let imported = hearth_image::import(&root, &images, &hearth_image::Limits::default(), &|_| {});
+            let imported = imported.expect("imported");
+            hearth_image::claim(&images, &imported.digest).expect("claimed");
+            imported
         });
         let digest = imported.await.expect("no panic").digest;
         let store = Store::open(data.root()).expect("a store");

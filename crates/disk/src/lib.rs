@@ -12,4 +12,4 @@ mod overlay;
 
 pub use clone::{CloneError, CloneHow, Linked, clone_file, link, reflink_supported};
 pub use files::{FileError, Space, free_space, remove, spread_directories, usage};
-pub use overlay::{MIN_OVERLAY, OverlayError, create_overlay};
+pub use overlay::{MIN_OVERLAY, OverlayError, SweptTemplates, create_overlay, sweep_templates};

@@ -23,12 +23,15 @@ use hearth_model::error::io_kind;
 use hearth_model::{ByteSize, ErrorKind, Kind};
 
 use crate::clone::{CloneError, clone_file};
+use crate::files::{FileError, remove};
 
 /// The smallest overlay: room for the journal and some files.
 pub const MIN_OVERLAY: ByteSize = ByteSize::mib(16);
 
 /// Part of a template's name: a change of the options below makes new templates.
 const VERSION: u32 = 1;
+/// How the name of one begins that is being made.
+const UNFINISHED: &str = ".overlay-";
 const OPTIONS: [&str; 8] = ["-F", "-q", "-text4", "-b4096", "-I256", "-i16384", "-m0", "-Lhearth-overlay"];
 const LAYOUT: [&str; 3] = ["-Jsize=4", "-Ediscard,packed_meta_blocks=1,lazy_journal_init=1", FEATURES];
 const FEATURES: &str = "-Onone,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
@@ -133,7 +136,7 @@ pub fn create_overlay(templates_dir: &Path, size: ByteSize, to: &Path) -> Result
 fn make_template(dir: &Path, template: &Path, size: ByteSize) -> Result<(), OverlayError> {
     let failed = |source| OverlayError::Template { path: template.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(failed)?;
-    let file = tempfile::Builder::new().prefix(".overlay-").tempfile_in(dir).map_err(failed)?;
+    let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir).map_err(failed)?;
     file.as_file().set_len(size.bytes()).map_err(failed)?;
     let output = Command::new("mke2fs")
         .args(OPTIONS)
@@ -158,6 +161,40 @@ fn make_template(dir: &Path, template: &Path, size: ByteSize) -> Result<(), Over
     // Two at once make the same template twice: the later one wins, and both were whole.
     file.persist(template).map_err(|error| failed(error.error))?;
     Ok(())
+}
+
+/// What [`sweep_templates`] did.
+#[derive(Debug, Default)]
+pub struct SweptTemplates {
+    /// Templates that were never finished, which it removed.
+    pub removed: Vec<PathBuf>,
+    /// Those that it could not remove.
+    pub failed: Vec<FileError>,
+}
+
+/// Removes what was left of templates by a process that was killed while it made them. Only while none
+/// is being made.
+///
+/// # Errors
+/// The directory cannot be listed; one that is not there holds nothing.
+pub fn sweep_templates(templates_dir: &Path) -> Result<SweptTemplates, FileError> {
+    let failed = |source| FileError { action: "list", path: templates_dir.to_owned(), source };
+    let mut swept = SweptTemplates::default();
+    let entries = match std::fs::read_dir(templates_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            continue;
+        }
+        match remove(&entry.path()) {
+            Ok(()) => swept.removed.push(entry.path()),
+            Err(error) => swept.failed.push(error),
+        }
+    }
+    Ok(swept)
 }
 
 /// Users' paths often lack the directories of administrators' programs.

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use hearth_disk::{
-    CloneHow, Linked, clone_file, create_overlay, free_space, link, reflink_supported, remove, spread_directories,
-    usage,
+    CloneHow, Linked, MIN_OVERLAY, clone_file, create_overlay, free_space, link, reflink_supported, remove,
+    spread_directories, sweep_templates, usage,
 };
 use hearth_model::error::chain;
 use hearth_model::{ByteSize, ErrorKind, Kind};
@@ -260,6 +260,19 @@ fn the_second_overlay_of_a_size_comes_from_the_template() {
     assert!(fs::read(dir.path().join("two")).expect("read")[30 << 20..].starts_with(b"from the template"));
     create_overlay(&templates, ByteSize::mib(33), &dir.path().join("three")).expect("made");
     assert_eq!(fs::read_dir(&templates).expect("list").count(), 2);
+}
+
+#[test]
+fn what_a_killed_process_left_of_a_template_is_swept_and_nothing_else() {
+    let dir = temp();
+    create_overlay(dir.path(), MIN_OVERLAY, &dir.path().join("a")).expect("an overlay");
+    let half = dir.path().join(".overlay-Ab12Cd");
+    fs::write(&half, "half").expect("write");
+    let before = fs::read_dir(dir.path()).expect("listed").count();
+    let swept = sweep_templates(dir.path()).expect("swept");
+    assert_eq!((swept.removed, swept.failed.len()), (vec![half], 0));
+    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), before - 1);
+    assert!(sweep_templates(&dir.path().join("nowhere")).expect("nothing to sweep").removed.is_empty());
 }
 
 #[test]

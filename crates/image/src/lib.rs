@@ -33,4 +33,4 @@ pub use detect::{Source, detect};
 pub use error::{ImageError, ImportError, Problem};
 pub use import::{Progress, import};
 pub use limits::Limits;
-pub use shelf::{Filesystem, Imported, StoredImage, list, open, remove, sweep};
+pub use shelf::{Filesystem, Imported, StoredImage, Swept, claim, disown, list, open, remove, sweep};

@@ -2,8 +2,13 @@
 //!
 //! In: digests. Out: what is stored. A directory of that name is complete, because it gets its
 //! name last, in one rename; an unfinished import is a directory whose name begins with `.import-`.
+//!
+//! What an image is called is recorded elsewhere, a moment after it was stored; and that is forgotten
+//! a moment before it is removed. Whoever dies in between leaves an image with a mark in it that
+//! nobody names: [`sweep`] removes it. One without a mark it only tells of: somebody may have put older
+//! records back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +23,8 @@ use crate::oci::is_hex64;
 pub(crate) const ROOTFS: &str = "rootfs.erofs";
 const RECORD: &str = "image.json";
 const UNFINISHED: &str = ".import-";
+/// The mark: see [`claim`] and [`disown`].
+const UNNAMED: &str = "unnamed";
 const VERSION: u32 = 1;
 
 /// What an image is.
@@ -67,6 +74,19 @@ pub struct StoredImage {
     pub rootfs: PathBuf,
     /// What kind that is.
     pub filesystem: Filesystem,
+}
+
+/// What [`sweep`] found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Unfinished imports, and images that nobody came to name, that it removed.
+    pub removed: Vec<PathBuf>,
+    /// What it could not look at, or not remove.
+    pub failed: Vec<ImageError>,
+    /// What nobody knows of: left alone, for a person to look at.
+    pub unknown: Vec<PathBuf>,
+    /// Digests of images that somebody names and that are not there.
+    pub missing: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,15 +156,76 @@ pub fn remove(images_dir: &Path, digest: &str) -> Result<(), ImageError> {
     remove_tree(&doomed)
 }
 
-/// Removes what imports have left that were killed. Only while no import runs.
+/// A record names the image of that digest from now on: its mark goes. One that has none, or is not
+/// there, is fine.
 ///
 /// # Errors
-/// The host's.
-pub fn sweep(images_dir: &Path) -> Result<(), ImageError> {
-    for name in names(images_dir)?.iter().filter(|name| name.starts_with(UNFINISHED)) {
-        remove_tree(&images_dir.join(name))?;
+/// The host's, or `invalid` for a text that is no digest.
+pub fn claim(images_dir: &Path, digest: &str) -> Result<(), ImageError> {
+    let path = place(images_dir, digest)?.join(UNNAMED);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ImageError::Host { action: "remove", path, source })
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The last record that names the image of that digest may be about to go: it is marked, until
+/// [`claim`] or [`remove`]. One that is not there is fine.
+///
+/// # Errors
+/// The host's, or `invalid` for a text that is no digest.
+pub fn disown(images_dir: &Path, digest: &str) -> Result<(), ImageError> {
+    let path = place(images_dir, digest)?.join(UNNAMED);
+    match File::create(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ImageError::Host { action: "write", path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// For a daemon's start: removes what imports and removals have left that were killed; `named` are the
+/// digests that records name. What cannot be looked at stays, and keeps nothing else from going. Only
+/// while no import runs.
+///
+/// # Errors
+/// The directory cannot be listed; one that is not there holds no image.
+pub fn sweep(images_dir: &Path, named: &BTreeSet<String>) -> Result<Swept, ImageError> {
+    let mut swept = Swept::default();
+    let mut missing = named.clone();
+    for name in names(images_dir)? {
+        let (path, digest) = (images_dir.join(&name), format!("sha256:{name}"));
+        let removed = if name.starts_with(UNFINISHED) {
+            remove_tree(&path)
+        } else if missing.remove(&digest) {
+            // It was named in time.
+            if let Err(error) = claim(images_dir, &digest) {
+                swept.failed.push(error);
+            }
+            continue;
+        } else if is_hex64(&name) {
+            let mark = path.join(UNNAMED);
+            match fs::symlink_metadata(&mark) {
+                Ok(_) => remove(images_dir, &digest),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    swept.unknown.push(path);
+                    continue;
+                }
+                Err(source) => Err(ImageError::Host { action: "look for", path: mark, source }),
+            }
+        } else {
+            swept.unknown.push(path);
+            continue;
+        };
+        match removed {
+            Ok(()) => swept.removed.push(path),
+            Err(error) => swept.failed.push(error),
+        }
+    }
+    swept.missing = missing.into_iter().collect();
+    Ok(swept)
 }
 
 /// A private directory for an import, beside its later place; removed when dropped.
@@ -154,7 +235,7 @@ pub(crate) fn begin(images_dir: &Path) -> Result<TempDir, Problem> {
     tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(images_dir).map_err(write)
 }
 
-/// Gives a finished import its name. If somebody else was faster, theirs stays: it is the same.
+/// Gives a finished import its place, marked. If somebody else was faster, theirs stays: it is the same.
 pub(crate) fn publish(images_dir: &Path, unfinished: TempDir, image: &Imported) -> Result<(), Problem> {
     let write = |path: &Path| {
         let path = path.to_owned();
@@ -165,6 +246,8 @@ pub(crate) fn publish(images_dir: &Path, unfinished: TempDir, image: &Imported) 
     let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).map_err(write(&path))?;
     let mut file = File::create(&path).map_err(write(&path))?;
     file.write_all(&json).and_then(|()| file.sync_all()).map_err(write(&path))?;
+    let mark = unfinished.path().join(UNNAMED);
+    File::create(&mark).map_err(write(&mark))?;
     File::open(unfinished.path()).and_then(|dir| dir.sync_all()).map_err(write(unfinished.path()))?;
 
     let place = place(images_dir, &image.digest).map_err(io::Error::other).map_err(write(images_dir))?;

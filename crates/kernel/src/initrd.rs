@@ -20,6 +20,9 @@ use crate::{GuestKernel, KernelError};
 /// Changes whenever the same kernel and agent would give another initrd.
 const LAYOUT_VERSION: u32 = 1;
 
+/// How the name of a file begins that is being written.
+const UNFINISHED: &str = ".new-";
+
 /// Mount points and homes that the agent may count on, with their modes.
 const DIRECTORIES: [(&str, u32); 9] = [
     ("dev", 0o755),
@@ -111,11 +114,45 @@ fn write_archive<W: Write>(out: W, plan: &ModulePlan, agent: &[u8]) -> io::Resul
     archive.finish()
 }
 
+/// What [`sweep_cache`] did.
+#[derive(Debug, Default)]
+pub struct SweptCache {
+    /// Files that were never finished, which it removed.
+    pub removed: Vec<PathBuf>,
+    /// Those that it could not remove.
+    pub failed: Vec<KernelError>,
+}
+
+/// Removes what was left of initrds and kernels by a process that was killed while it built them. Only
+/// while none is being built.
+///
+/// # Errors
+/// The directory cannot be listed; one that is not there holds nothing.
+pub fn sweep_cache(cache_dir: &Path) -> Result<SweptCache, KernelError> {
+    let mut swept = SweptCache::default();
+    let entries = match fs::read_dir(cache_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
+        entries => entries.map_err(KernelError::io("read directory", cache_dir))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(KernelError::io("read directory", cache_dir))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            continue;
+        }
+        let path = entry.path();
+        match fs::remove_file(&path) {
+            Ok(()) => swept.removed.push(path),
+            Err(error) => swept.failed.push(KernelError::io("remove", &path)(error)),
+        }
+    }
+    Ok(swept)
+}
+
 /// Lets `write` fill a new file and gives it the name `path` only when that went well.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), KernelError> {
     let in_dir = || -> io::Result<()> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir)?;
         write(file.as_file_mut())?;
         // VMMs need not run as the user who builds.
         file.as_file().set_permissions(Permissions::from_mode(0o644))?;
@@ -197,6 +234,22 @@ mod tests {
         let other_kernel = ensure_initrd(&with_image(&tree, "three"), b"agent", &cache).expect("built");
         assert!(first != other_agent && first != other_kernel && other_agent != other_kernel);
         assert_eq!(files_in(&cache), 3);
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_swept_and_nothing_else() {
+        let (tree, dir) = (Tree::complete(), tempfile::tempdir().expect("temp dir"));
+        let built = ensure_initrd(&with_image(&tree, "one"), b"agent", dir.path()).expect("built");
+        let half = dir.path().join(".new-Ab12Cd");
+        fs::write(&half, "half").expect("writable");
+        // What is no file is none of ours.
+        let stuck = dir.path().join(".new-directory");
+        fs::create_dir(&stuck).expect("made");
+        let swept = sweep_cache(dir.path()).expect("swept");
+        assert_eq!((swept.removed, swept.failed.len()), (vec![half], 1));
+        assert!(swept.failed[0].to_string().contains(&stuck.display().to_string()), "{}", swept.failed[0]);
+        assert!(built.exists() && files_in(dir.path()) == 2);
+        assert!(sweep_cache(&dir.path().join("nowhere")).expect("nothing to sweep").removed.is_empty());
     }
 
     #[test]

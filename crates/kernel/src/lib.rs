@@ -19,6 +19,6 @@ pub use cpio::Archive;
 pub use debian::{install_debian, install_packages};
 pub use error::KernelError;
 pub use find::{GuestKernel, find};
-pub use initrd::{Initrd, build_initrd, ensure_initrd};
+pub use initrd::{Initrd, SweptCache, build_initrd, ensure_initrd, sweep_cache};
 pub use modules::{Module, ModulePlan, WANTED_MODULES, module_plan};
 pub use vmlinux::{ensure_vmlinux, extract_vmlinux};

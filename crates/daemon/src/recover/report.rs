@@ -58,6 +58,8 @@ pub(crate) struct Swept {
     pub(crate) withdrawn_records: u32,
     pub(crate) unpublished_records: u32,
     pub(crate) imports: u32,
+    pub(crate) images: u32,
+    pub(crate) drafts: u32,
     pub(crate) cgroups: u32,
     pub(crate) slots: u32,
     /// Left as it is, and why.

@@ -4,7 +4,7 @@
 //! "could not look" are two things: on the second nothing is removed, and the start goes on.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hearth_model::SnapshotId;
@@ -28,6 +28,9 @@ pub(super) async fn sweep(host: &Arc<Host>) -> Result<Swept, OpError> {
     cgroups(host, &mut swept);
     bundles(host, &mut swept).await?;
     imports(host, &mut swept).await;
+    images(host, &mut swept).await?;
+    drafts(host, &mut swept).await;
+    strays(host, &mut swept)?;
     Ok(swept)
 }
 
@@ -35,10 +38,7 @@ fn cgroups(host: &Host, swept: &mut Swept) {
     match host.vmms.launcher.sweep_cgroups() {
         Ok(cgroups) => {
             swept.cgroups = count(cgroups.removed);
-            for (path, error) in cgroups.failed {
-                warn!(cgroup = %path.display(), %error, "could not be swept");
-                swept.failed(path.display().to_string(), error.to_string());
-            }
+            cgroups.failed.iter().for_each(|(path, error)| stays(path, error, swept));
         }
         Err(error) => {
             warn!(%error, "cgroups of VMMs that have ended could not be swept");
@@ -64,10 +64,7 @@ async fn bundles(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
     let known: BTreeSet<_> = host.store.snapshots()?.into_iter().map(|s| s.id).collect();
     let found = blocking(move || hearth_snapshot::sweep(&snapshots, &known)).await?;
     swept.bundles = count(found.removed.len());
-    for error in &found.failed {
-        warn!(error = %chain(error), "could not be swept");
-        swept.failed(error.path.display().to_string(), chain(error));
-    }
+    found.failed.iter().for_each(|error| stays(&error.path, error, swept));
     for stray in &found.unknown {
         warn!(bundle = %stray.display(), "a bundle without a record: left as it is");
         swept.left(stray.display().to_string(), "a bundle without a record");
@@ -98,10 +95,7 @@ async fn imports(host: &Arc<Host>, swept: &mut Swept) {
         || std::fs::read_dir(&imports)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>();
     let left = match list() {
         Ok(left) => left,
-        Err(error) => {
-            warn!(dir = %imports.display(), %error, "imports that were cut off could not be looked for");
-            return swept.failed(imports.display().to_string(), error.to_string());
-        }
+        Err(error) => return could_not_look(imports, &error, swept),
     };
     for dir in left {
         let ended = end_vmm(Arc::clone(host), InstanceDir::at(dir.clone()), None).await;
@@ -123,4 +117,91 @@ async fn imports(host: &Arc<Host>, swept: &mut Swept) {
             }
         }
     }
+}
+
+/// Images whose import or removal was cut off.
+async fn images(host: &Host, swept: &mut Swept) -> Result<(), OpError> {
+    let (images, records) = (host.data.images(), host.store.images()?);
+    let named: BTreeSet<String> = records.iter().map(|record| record.digest.clone()).collect();
+    let found = match blocking(move || hearth_image::sweep(&images, &named)).await {
+        Ok(found) => found,
+        Err(error) => {
+            could_not_look(host.data.images(), &error, swept);
+            return Ok(());
+        }
+    };
+    swept.images = count(found.removed.len());
+    let images = host.data.images();
+    found.failed.iter().for_each(|error| stays(&images, error, swept));
+    for stray in &found.unknown {
+        warn!(image = %stray.display(), "an image without a record: left as it is");
+        swept.left(stray.display().to_string(), "an image without a record");
+    }
+    for record in records.iter().filter(|record| found.missing.contains(&record.digest)) {
+        warn!(image = %record.name, digest = record.digest, "an image's content is not there");
+        swept.left(format!("image {}", record.name), format!("a record without its content, {}", record.digest));
+    }
+    Ok(())
+}
+
+/// Templates of overlays, and kernels and initrds, that somebody died over.
+async fn drafts(host: &Host, swept: &mut Swept) {
+    let (templates, initrds) = (host.data.templates(), host.data.initrds());
+    let made = blocking({
+        let templates = templates.clone();
+        move || hearth_disk::sweep_templates(&templates)
+    });
+    match made.await {
+        Ok(found) => {
+            swept.drafts += count(found.removed.len());
+            found.failed.iter().for_each(|error| stays(&error.path, error, swept));
+        }
+        Err(error) => could_not_look(templates, &error, swept),
+    }
+    let built = blocking({
+        let initrds = initrds.clone();
+        move || hearth_kernel::sweep_cache(&initrds)
+    });
+    match built.await {
+        Ok(found) => {
+            swept.drafts += count(found.removed.len());
+            found.failed.iter().for_each(|error| stays(&initrds, error, swept));
+        }
+        Err(error) => could_not_look(initrds, &error, swept),
+    }
+}
+
+/// Directories of instances that no record knows of. They may hold somebody's disks, so they are left:
+/// a power cut may have taken the record, or somebody has put back an older database.
+fn strays(host: &Host, swept: &mut Swept) -> Result<(), OpError> {
+    let known: BTreeSet<String> = host.store.instances()?.iter().map(|record| record.id.to_string()).collect();
+    let dir = host.data.instances();
+    match list(&dir) {
+        Ok(found) => {
+            let is_known =
+                |path: &PathBuf| path.file_name().is_some_and(|name| known.contains(&*name.to_string_lossy()));
+            for stray in found.iter().filter(|path| !is_known(path)) {
+                warn!(dir = %stray.display(), "an instance's directory without a record: left as it is");
+                swept.left(stray.display().to_string(), "an instance's directory without a record");
+            }
+        }
+        Err(error) => could_not_look(dir, &error, swept),
+    }
+    Ok(())
+}
+
+/// Paths of what is in a directory: all of them, or none.
+fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+fn stays(path: &Path, error: &(dyn std::error::Error + 'static), swept: &mut Swept) {
+    warn!(error = %chain(error), "could not be swept");
+    swept.failed(path.display().to_string(), chain(error));
+}
+
+/// Then nothing of it is removed.
+fn could_not_look(dir: PathBuf, error: &(dyn std::error::Error + 'static), swept: &mut Swept) {
+    warn!(dir = %dir.display(), %error, "could not be looked at");
+    swept.failed(dir.display().to_string(), chain(error));
 }

@@ -1,9 +1,10 @@
 //! Stored images: found by digest, made once, removed whole.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::Command;
 
-use hearth_image::{ImageError, Limits, list, open, remove, sweep};
+use hearth_image::{ImageError, Limits, claim, disown, list, open, remove, sweep};
 use hearth_model::error::chain;
 use hearth_model::{ErrorKind, Kind};
 
@@ -77,12 +78,72 @@ fn only_a_digest_names_an_image() {
 fn what_a_killed_import_left_is_swept() {
     let store = Store::new();
     let image = store.import(&layout().write_dir(&store.path("oci"))).expect("imported");
-    std::fs::create_dir(store.images().join(".import-abc")).expect("mkdir");
-    std::fs::write(store.images().join(".import-abc/rootfs.erofs"), "half").expect("write");
-    sweep(&store.images()).expect("swept");
+    let half = store.images().join(".import-abc");
+    std::fs::create_dir(&half).expect("mkdir");
+    std::fs::write(half.join("rootfs.erofs"), "half").expect("write");
+    let swept = sweep(&store.images(), &[image.digest.clone()].into()).expect("swept");
+    assert_eq!((swept.removed, swept.failed.len(), swept.unknown.len(), swept.missing.len()), (vec![half], 0, 0, 0));
     assert_eq!(list(&store.images()).expect("listed"), std::slice::from_ref(&image.digest));
     assert_eq!(store.leftovers().len(), 1);
-    assert!(list(&store.path("no such directory")).expect("none").is_empty());
+    let nowhere = store.path("no such directory");
+    assert!(list(&nowhere).expect("none").is_empty());
+    assert!(sweep(&nowhere, &BTreeSet::new()).expect("nothing to sweep").removed.is_empty());
+}
+
+#[test]
+fn an_image_is_swept_if_it_was_never_named_or_was_about_to_go_and_otherwise_told_of() {
+    let store = Store::new();
+    let images = store.images();
+    let import = |name: &str| {
+        let source = Layout::oci(&[Tar::of(vec![file(name, b"content")])]).write_dir(&store.path(name));
+        store.import(&source).expect("imported").digest
+    };
+    let place = |digest: &str| images.join(digest.strip_prefix("sha256:").expect("sha256"));
+    let (never, late, gone, stays, stray) = (import("a"), import("b"), import("c"), import("d"), import("e"));
+    // Killed before a record named it, and just after; before the last record went, and just after.
+    for digest in [&gone, &stays, &stray] {
+        claim(&images, digest).expect("claimed");
+    }
+    for digest in [&gone, &stays] {
+        disown(&images, digest).expect("disowned");
+    }
+    let nowhere = format!("sha256:{}", "0".repeat(64));
+    claim(&images, &nowhere).expect("nothing to claim");
+    disown(&images, &nowhere).expect("nothing to disown");
+    let named: BTreeSet<String> = [late.clone(), stays.clone(), nowhere.clone()].into();
+
+    let swept = sweep(&images, &named).expect("swept");
+    assert_eq!(BTreeSet::from_iter(swept.removed), [place(&never), place(&gone)].into());
+    assert_eq!((swept.unknown, swept.missing), (vec![place(&stray)], vec![nowhere]));
+    assert!(swept.failed.is_empty(), "{:?}", swept.failed);
+    for digest in [&late, &stays, &stray] {
+        open(&images, digest).expect("it is there");
+    }
+    // What was named in time is not removed when its record is lost: that is another matter.
+    let swept = sweep(&images, &BTreeSet::new()).expect("swept");
+    assert_eq!((swept.removed.len(), swept.unknown.len()), (0, 3));
+}
+
+#[test]
+fn what_cannot_be_swept_keeps_nothing_else() {
+    let store = Store::new();
+    let images = store.images();
+    for name in [".import-a", ".import-b", ".import-c"] {
+        std::fs::create_dir_all(images.join(name)).expect("mkdir");
+    }
+    let stuck = images.join(".import-b");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&stuck).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        return;
+    }
+    let swept = sweep(&images, &BTreeSet::new());
+    let status = Command::new("umount").arg(&stuck).status();
+    assert!(status.is_ok_and(|status| status.success()), "umount");
+    let swept = swept.expect("listed");
+    assert_eq!((swept.removed.len(), swept.failed.len()), (2, 1), "{swept:?}");
+    assert!(chain(&swept.failed[0]).contains(".import-b"), "{}", chain(&swept.failed[0]));
+    assert_eq!(sweep(&images, &BTreeSet::new()).expect("swept").removed, [stuck]);
 }
 
 #[test]

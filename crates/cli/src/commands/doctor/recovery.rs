@@ -57,6 +57,8 @@ fn swept(swept: &Swept) -> String {
         (swept.bundles, "bundle"),
         (swept.withdrawn_records + swept.unpublished_records, "snapshot record"),
         (swept.imports, "import"),
+        (swept.images, "image"),
+        (swept.drafts, "draft"),
         (swept.cgroups, "cgroup"),
         (swept.slots, "slot"),
     ];
@@ -96,7 +98,8 @@ mod tests {
                  "state": "Running", "looks": 0},
             ],
             "swept": {
-                "bundles": 2, "withdrawn_records": 1, "unpublished_records": 0, "imports": 0, "cgroups": 1, "slots": 0,
+                "bundles": 2, "withdrawn_records": 1, "unpublished_records": 0, "imports": 0, "images": 1,
+                "drafts": 0, "cgroups": 1, "slots": 0,
                 "left": [{"what": "snapshots/x", "why": "a bundle without a record"}],
                 "failed": [{"what": "imports/y", "why": "Read-only file system"}], "unlisted": 1,
             },
@@ -110,7 +113,7 @@ bad   Running               unknown  failed   Unknown  no descriptors; looked fo
 job   Initializing (start)  alive    undone   Stopped
 web   Running               alive    adopted  Running
 and 4 more
-swept: 2 bundles, 1 snapshot record, 1 cgroup
+swept: 2 bundles, 1 snapshot record, 1 image, 1 cgroup
 left: snapshots/x: a bundle without a record
 not swept: imports/y: Read-only file system
 and 1 more that were left or not swept

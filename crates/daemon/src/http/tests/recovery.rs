@@ -1,8 +1,10 @@
 //! `/recovery`: what a start tells of every instance, and of what nobody owned.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hearth_api::images::ImportImage;
 use hearth_api::instances::InstanceState;
 use hearth_api::recovery::{RecoveredInstance, Recovery, RecoveryOutcome, VmmSeen};
 use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
@@ -148,6 +150,10 @@ async fn what_nobody_owned_is_counted_and_what_stays_is_named() {
     host.store.remove_snapshot(&saved["stray"]).expect("forgotten");
     std::fs::create_dir(data.snapshots().join(".draft-half")).expect("made");
     std::fs::create_dir(data.imports().join("half")).expect("made");
+    let another_s = data.instances().join("another-s");
+    std::fs::create_dir(&another_s).expect("made");
+    std::fs::write(data.templates().join(".overlay-half"), "").expect("written");
+    std::fs::write(data.initrds().join(".new-half"), "").expect("written");
     server.world.reborn().await;
 
     let told = recovery(&server).await.swept;
@@ -159,4 +165,107 @@ async fn what_nobody_owned_is_counted_and_what_stays_is_named() {
     assert_eq!(named(&saved["stray"]), Some("a bundle without a record"));
     assert_eq!(named(&saved["lost"]), Some("a record without its bundle, of instance web"));
     assert!(data.snapshots().join(saved["stray"].as_str()).exists(), "it is left as it is");
+    assert_eq!(told.drafts, 2, "{told:?}");
+    assert!(told.left.iter().any(|left| left.what == another_s.display().to_string()), "{told:?}");
+    std::fs::remove_dir(another_s).expect("it is left as it is");
+}
+
+/// What the daemon had done of an import or a removal when it was killed.
+#[tokio::test]
+async fn an_image_that_nobody_came_to_name_is_swept_and_every_other_stays() {
+    let mut server = Server::new().await;
+    let (host, images) = (Arc::clone(&server.world.host), server.world.host.data.images());
+    let digest = server.client.image(super::server::IMAGE).await.expect("there").digest;
+    let source = tempfile::tempdir().expect("a directory");
+    std::fs::write(source.path().join("file"), "another").expect("written");
+    let import = || {
+        let (images, source) = (images.clone(), source.path().to_owned());
+        tokio::task::spawn_blocking(move || {
+            hearth_image::import(&source, &images, &hearth_image::Limits::default(), &|_| {}).expect("imported").digest
+        })
+    };
+    let stored = |digest: &str| hearth_image::open(&images, digest).is_ok();
+
+    // Stored, and not named yet; and one that was half written.
+    let unnamed = import().await.expect("no panic");
+    std::fs::create_dir(images.join(".import-half")).expect("made");
+    server.world.reborn().await;
+    let told = recovery(&server).await.swept;
+    assert_eq!((told.images, &told.failed), (2, &Vec::new()), "{told:?}");
+    assert!(!stored(&unnamed) && stored(&digest) && stored(&server.world.digest));
+
+    // About to lose its last name, and it has lost it.
+    hearth_image::disown(&images, &digest).expect("disowned");
+    server.world.reborn().await;
+    assert!(recovery(&server).await.swept.images == 0 && stored(&digest), "it was not removed yet");
+    hearth_image::disown(&images, &digest).expect("disowned");
+    let record = host.store.images().expect("readable").remove(0);
+    host.store.remove_image(&record.name).expect("removed");
+    server.world.reborn().await;
+    assert!(recovery(&server).await.swept.images == 1 && !stored(&digest), "it was asked to go");
+
+    // The records are of another time: what was named stays, and is told of.
+    let path = source.path().to_str().expect("UTF-8").to_owned();
+    let named = ImportImage { path, name: "other".into(), tags: None };
+    let named = server.client.import_image(&named).await.expect("imported");
+    let record = host.store.images().expect("readable").remove(0);
+    host.store.remove_image(&record.name).expect("removed");
+    server.world.reborn().await;
+    let told = recovery(&server).await.swept;
+    let hex = named.digest.trim_start_matches("sha256:");
+    assert!(
+        told.left.iter().any(|left| left.what.ends_with(hex) && left.why == "an image without a record"),
+        "{told:?}"
+    );
+    assert!(told.images == 0 && stored(&named.digest));
+    host.store.insert_image(&record).expect("put back");
+    std::fs::remove_dir_all(images.join(hex)).expect("removed");
+    server.world.reborn().await;
+    let told = recovery(&server).await.swept;
+    assert!(told.left.iter().any(|left| left.what.starts_with("image ") && left.why.contains(hex)), "{told:?}");
+}
+
+/// Whoever dies after a name is gone must have left the mark that tells of it.
+#[tokio::test]
+async fn a_name_goes_only_when_its_content_is_marked() {
+    let server = Server::new().await;
+    let digest = server.client.image(super::server::IMAGE).await.expect("there").digest;
+    let mark = server.world.host.data.images().join(digest.trim_start_matches("sha256:")).join("unnamed");
+    assert!(!mark.exists(), "it is named");
+    // Then it cannot be written.
+    std::fs::create_dir(&mark).expect("made");
+    server.client.delete_image(super::server::IMAGE).await.expect_err("it cannot be marked");
+    let source = tempfile::tempdir().expect("a directory");
+    std::fs::write(source.path().join("file"), "another").expect("written");
+    let path = source.path().to_str().expect("UTF-8").to_owned();
+    let other = ImportImage { path, name: super::server::IMAGE.into(), tags: None };
+    server.client.import_image(&other).await.expect_err("what has the name cannot be marked");
+    assert_eq!(server.client.image(super::server::IMAGE).await.expect("there").digest, digest);
+    std::fs::remove_dir(&mark).expect("removed");
+    assert_ne!(server.client.import_image(&other).await.expect("imported").digest, digest);
+    assert!(
+        !mark.exists() && hearth_image::open(&server.world.host.data.images(), &digest).is_err(),
+        "it had one name"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_named_and_nothing_of_it_is_removed() {
+    let mut server = Server::new().await;
+    let data = server.world.host.data.clone();
+    for dir in [data.images(), data.templates(), data.initrds(), data.imports()] {
+        std::fs::rename(&dir, dir.with_extension("aside")).expect("renamed");
+        std::fs::write(&dir, "no directory").expect("written");
+    }
+    server.world.reborn().await;
+    let told = recovery(&server).await.swept;
+    for dir in [data.images(), data.templates(), data.initrds(), data.imports()] {
+        assert!(told.failed.iter().any(|failed| failed.what == dir.display().to_string()), "{dir:?}: {told:?}");
+        assert!(dir.exists());
+        std::fs::remove_file(&dir).expect("removed");
+        std::fs::rename(dir.with_extension("aside"), &dir).expect("renamed");
+    }
+    assert_eq!((told.images, told.drafts, told.imports), (0, 0, 0));
+    server.world.reborn().await;
+    assert_eq!(recovery(&server).await.swept.failed, []);
 }
