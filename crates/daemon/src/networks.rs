@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hearth_model::network::{Egress, Network};
 use hearth_model::{Backend, ErrorKind, InstanceId, InstanceSpec};
-use hearth_net::{Made, NetConfig, NetSeat, Usage, Wish};
+use hearth_net::{Made, NetConfig, NetSeat, SweptSlots, Usage, Wish};
 use hearth_store::InstanceRecord;
 use hearth_vmm::Nic;
 
@@ -147,6 +147,29 @@ impl Networks {
         match (self, seat(record), wish(record)) {
             (Self::Slots(slots), Some(seat), Some(wish)) => Ok(slots.adopt(&wish, &seat).await?),
             _ => Ok(()),
+        }
+    }
+
+    /// Takes away whatever slot a record names, in whatever state it is; none there is success. What of a
+    /// broken one stays is said, and no error: once no record names it, the next start tries again.
+    pub(crate) async fn clear(&self, record: &InstanceRecord) -> Result<(), OpError> {
+        let Err(broken) = self.adopt(record).await else { return self.release(&record.id).await };
+        // An earlier try may have taken it over.
+        self.release(&record.id).await?;
+        if let (Self::Slots(slots), Some(seat), Some(wish)) = (self, seat(record), wish(record))
+            && let Err(error) = slots.discard(&wish, &seat).await
+        {
+            let error = hearth_model::error::chain(&error);
+            tracing::warn!(id = %record.id, slot = seat.slot, %broken, error, "a broken slot stays until the next start");
+        }
+        Ok(())
+    }
+
+    /// What the start has removed of slots, and could not remove.
+    pub(crate) fn swept(&self) -> SweptSlots {
+        match self {
+            Self::Slots(slots) => slots.swept(),
+            Self::User(_) => SweptSlots::default(),
         }
     }
 

@@ -249,9 +249,7 @@ fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<
 async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError> {
     let dir = host.data.instance(&record.id);
     end_vmm(Arc::clone(host), dir.clone(), recorded_seat(record)).await?;
-    if host.networks.adopt(record).await.is_ok() {
-        host.networks.release(&record.id).await?;
-    }
+    host.networks.clear(record).await?;
     let disks = record.spec.disks();
     let aside: Vec<_> = disks.iter().map(|disk| (dir.disk_before(&disk.path), dir.disk(&disk.path))).collect();
     let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
@@ -340,6 +338,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use hearth_model::{Backend, ErrorKind};
+    use hearth_net::fake::When;
 
     use super::*;
     use crate::world::World;
@@ -382,6 +381,26 @@ mod tests {
             assert_eq!(*world.get("web").view().state(), InstanceState::Running, "call {nth} failed");
         }
         assert!(failed > 0, "no call was made that could fail");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_slot_that_is_not_found_again_is_not_in_the_way_of_the_next() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        web.stop().await.expect("stopped");
+        for (nth, when) in [(0, When::Before), (0, When::After), (1, When::Before), (1, When::After)] {
+            // A start was cut off that had its slot.
+            let mut record = world.host.store.instance(web.id()).expect("readable").expect("recorded");
+            record.phase = Phase::Busy { op: Op::Start, from: InstanceState::Stopped };
+            world.host.networks.take(&mut record).await.expect("taken");
+            world.host.store.update_instance(&record).expect("stored");
+            world.network.fail(Some((nth, when)));
+            world.reborn().await;
+            world.network.fail(None);
+            assert_eq!(*world.get("web").view().state(), InstanceState::Stopped, "call {nth} failed {when:?}");
+            assert_eq!(world.network.taken(), [], "call {nth} failed {when:?}");
+        }
+        world.get("web").start().await.expect("nothing is in its way");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ use ipnet::Ipv4Net;
 use crate::fault::NetError;
 use crate::lease::Leases;
 use crate::publish::PublishError;
-use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
+use crate::spec::{Made, NetConfig, NetSeat, SweptSlots, Taken, Usage, Wish};
 
 /// Where a call is made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,7 @@ struct State {
     leases: Leases,
     slots: BTreeMap<u32, Slot>,
     made: u32,
+    swept: SweptSlots,
     dry: bool,
     calls: u32,
     fail: Option<(u32, When)>,
@@ -71,6 +72,7 @@ impl FakeNetwork {
             leases,
             slots: BTreeMap::new(),
             made: 0,
+            swept: SweptSlots::default(),
             dry: false,
             calls: 0,
             fail: None,
@@ -86,7 +88,9 @@ impl FakeNetwork {
     pub fn reopen(&self, owned: &[NetSeat]) {
         let mut state = self.lock();
         state.leases = Leases::new(state.cidr, state.reuse_after, 0).expect("a range with room");
+        let before = state.slots.len();
         state.slots.retain(|number, slot| owned.iter().any(|o| o.slot == *number && o.address == slot.address));
+        state.swept = SweptSlots { removed: before - state.slots.len(), failed: Vec::new() };
         for slot in state.slots.values_mut() {
             slot.holder = None;
         }
@@ -229,6 +233,20 @@ impl FakeNetwork {
             state.leases.hold(seat.address);
             Ok(())
         })
+    }
+
+    pub(crate) async fn discard(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+        self.call(|state| {
+            let is_its = |slot: &Slot| slot.holder.as_ref().is_none_or(|holder| holder.id == wish.id);
+            if state.slots.get(&seat.slot).is_some_and(is_its) {
+                state.slots.remove(&seat.slot);
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn swept(&self) -> SweptSlots {
+        self.lock().swept.clone()
     }
 
     pub(crate) fn usage(&self, id: &InstanceId) -> Option<Usage> {

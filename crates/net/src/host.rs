@@ -1,8 +1,9 @@
 //! The host's side of the network: what is there before the first slot, and after the last.
 //!
 //! What is made: forwarding is turned on, one nftables table, one route that says that the range is
-//! nowhere but where instances are. What earlier daemons left and no record owns is removed; "could
-//! not look" is an error and removes nothing.
+//! nowhere but where instances are. What earlier daemons left and no record owns is removed; what of
+//! it cannot be removed is said, and keeps nothing else. "Could not look" is an error and removes
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,20 +25,20 @@ use crate::nft::Nft;
 use crate::rule_changes::RuleChanges;
 use crate::ruleset::{self, HostRules, PublishedPort};
 use crate::slot::{self, Ground};
-use crate::spec::{NetConfig, NetSeat};
+use crate::spec::{NetConfig, NetSeat, SweptSlots};
 use crate::tag::Tag;
 
 /// How long other people's changes of rules are given to become whole.
 const CHANGES: Duration = Duration::from_millis(200);
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
-/// Prepares the host. Returns a number above those of all slots that are left.
-pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<u32, NetError> {
+/// Prepares the host. Returns a number above those of all slots that are left, and what was removed.
+pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<(u32, SweptSlots), NetError> {
     let outside = &ground.outside;
     let cidr = config.cidr.trunc();
     refuse_clash(cidr, ground.tag, outside)?;
     forward()?;
-    let kept = remove_orphans(ground, outside, owned)?;
+    let (kept, swept) = remove_orphans(ground, outside, owned)?;
     let set = set_rules(config, ground, owned)
         .and_then(|()| outside.add_unreachable(cidr).during("say where is not", || cidr.to_string()));
     if let Err(error) = set {
@@ -47,7 +48,7 @@ pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) ->
         }
         return Err(error);
     }
-    Ok(kept.last().map_or(0, |last| last.saturating_add(1)))
+    Ok((kept.last().map_or(0, |last| last.saturating_add(1)), swept))
 }
 
 /// What [`prepare`] would find, for people: an empty list if there is nothing to say. Changes nothing.
@@ -194,8 +195,8 @@ fn forward() -> Result<(), NetError> {
     Ok(())
 }
 
-/// Removes the slots that nobody owns; returns the numbers of those that are left.
-fn remove_orphans(ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<BTreeSet<u32>, NetError> {
+/// Removes the slots that nobody owns; returns the numbers of those that are left, owned or not.
+fn remove_orphans(ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<(BTreeSet<u32>, SweptSlots), NetError> {
     let tag = ground.tag;
     let namespaces = netns::names(&tag.namespaces()).during("list", || "network namespaces".into())?;
     let links = outside.links().during("list", || "the host's links".into())?;
@@ -203,22 +204,34 @@ fn remove_orphans(ground: &Ground, outside: &Rtnl, owned: &[NetSeat]) -> Result<
 
     let found = namespaces.iter().chain(links.iter().map(|link| &link.name)).filter_map(|name| tag.slot(name));
     let owner = |slot: u32| owned.iter().find(|seat| seat.slot == slot);
-    let (kept, orphans): (BTreeSet<u32>, BTreeSet<u32>) = found.partition(|slot| owner(*slot).is_some());
+    let (mut kept, orphans): (BTreeSet<u32>, BTreeSet<u32>) = found.partition(|slot| owner(*slot).is_some());
+    let mut swept = SweptSlots::default();
     if !orphans.is_empty() {
         let orphans: Vec<u32> = orphans.into_iter().collect();
         tracing::info!(slots = ?orphans, "slots without an owner are removed");
-        slot::remove_or_say(ground, &orphans);
+        let left = slot::remove(ground, &orphans);
+        slot::say_what_is_left(&left);
+        swept.removed = orphans.len() - left.len();
+        for (number, error) in &left {
+            // Its name is taken.
+            kept.insert(*number);
+            swept.failed.push((tag.namespace(*number), hearth_model::error::chain(error)));
+        }
     }
     for link in &links {
         let Some(seat) = tag.slot(&link.name).and_then(owner) else { continue };
         for route in routes.iter().filter(|route| route.link == Some(link.index) && route.ours) {
             let to = route.to.network();
-            if to != seat.address {
-                outside.remove_host_route(to, link.index).during("remove the route to", || to.to_string())?;
+            if to == seat.address {
+                continue;
+            }
+            if let Err(error) = outside.remove_host_route(to, link.index) {
+                tracing::warn!(%to, link = link.name, %error, "a route that leads to no instance could not be removed");
+                swept.failed.push((format!("the route to {to} by {}", link.name), error.to_string()));
             }
         }
     }
-    Ok(kept)
+    Ok((kept, swept))
 }
 
 fn set_rules(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) -> Result<(), NetError> {

@@ -39,4 +39,4 @@ pub use network::Network;
 pub use nft::NftError;
 pub use publish::PublishError;
 pub use slots::Slots;
-pub use spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
+pub use spec::{Made, NetConfig, NetSeat, SweptSlots, Taken, Usage, Wish};

@@ -112,7 +112,6 @@ impl Rtnl {
     }
 
     /// Removes a device; one that is not there is fine.
-    #[cfg(feature = "fake")]
     pub(crate) fn remove_link(&self, name: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));

@@ -8,7 +8,7 @@ use hearth_model::InstanceId;
 use crate::fake::FakeNetwork;
 use crate::fault::{Impossible, NetError};
 use crate::slots::Slots;
-use crate::spec::{NetConfig, NetSeat, Taken, Usage, Wish};
+use crate::spec::{NetConfig, NetSeat, SweptSlots, Taken, Usage, Wish};
 
 /// The network of all instances of a daemon. A clone is the same network.
 #[derive(Debug, Clone)]
@@ -123,6 +123,21 @@ impl Network {
     /// It is gone, or a call failed.
     pub async fn adopt(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
         either!(self, it => it.adopt(wish, seat).await)
+    }
+
+    /// Removes what there is of a slot that [`Network::adopt`] could not find again: it would be in the
+    /// way of the instance's next one. One that is not there is fine.
+    ///
+    /// # Errors
+    /// A call failed, and something is left.
+    pub async fn discard(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+        either!(self, it => it.discard(wish, seat).await)
+    }
+
+    /// What [`Network::open`] removed, and could not remove.
+    #[must_use]
+    pub fn swept(&self) -> SweptSlots {
+        either!(self, it => it.swept())
     }
 
     /// What went over an instance's network device; `None` without a slot, or when it cannot be asked.

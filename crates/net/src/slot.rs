@@ -202,23 +202,35 @@ impl Slot {
     }
 }
 
-/// Removes what there is of slots; nothing there is fine.
-pub(crate) fn remove(ground: &Ground, numbers: &[u32]) -> Result<(), NetError> {
+/// Removes what there is of slots; nothing there is fine. Returns those of which something is left,
+/// with the reason: they keep no other.
+pub(crate) fn remove(ground: &Ground, numbers: &[u32]) -> Vec<(u32, NetError)> {
     let links: Vec<String> = numbers.iter().map(|number| ground.tag.link(*number)).collect();
     // A socket of its own: this takes long, and keeps others from theirs.
-    let outside = Rtnl::open().during("open", || "an rtnetlink socket".into())?;
-    outside.remove_links(&links, ground.tag.leaving()).during("remove the links", || links.join(" "))?;
-    numbers.iter().try_for_each(|number| {
-        let name = ground.tag.namespace(*number);
-        netns::forget(&name).during("remove the namespace", || name.clone())
-    })
+    let together = Rtnl::open().and_then(|outside| outside.remove_links(&links, ground.tag.leaving()));
+    let one = |number: &u32| {
+        let (name, link) = (ground.tag.namespace(*number), ground.tag.link(*number));
+        let unlinked = match &together {
+            Ok(()) => Ok(()),
+            // One of them was in the way of all.
+            Err(_) => Rtnl::open().and_then(|outside| outside.remove_link(&link)).during("remove the link", || link),
+        };
+        let forgotten = netns::forget(&name).during("remove the namespace", || name);
+        unlinked.and(forgotten).err().map(|error| (*number, error))
+    };
+    numbers.iter().filter_map(one).collect()
 }
 
 /// As part of an undo: there is an error already that the caller hears of.
 pub(crate) fn remove_or_say(ground: &Ground, numbers: &[u32]) {
-    if let Err(error) = remove(ground, numbers) {
-        let error = hearth_model::error::chain(&error);
-        tracing::warn!(slots = ?numbers, error, "slots could not be removed: the next start of the daemon does it");
+    say_what_is_left(&remove(ground, numbers));
+}
+
+/// Of slots that could not be removed.
+pub(crate) fn say_what_is_left(left: &[(u32, NetError)]) {
+    for (slot, error) in left {
+        let error = hearth_model::error::chain(error);
+        tracing::warn!(slot, error, "a slot could not be removed: the next start of the daemon tries again");
     }
 }
 

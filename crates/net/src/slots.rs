@@ -31,7 +31,7 @@ use crate::nft::Nft;
 use crate::publish::{self, PublishError, Published};
 use crate::ruleset::{self, PublishedPort};
 use crate::slot::{self, Ground, Slot, Turns};
-use crate::spec::{Made, NetConfig, NetSeat, Taken, Usage, Wish};
+use crate::spec::{Made, NetConfig, NetSeat, SweptSlots, Taken, Usage, Wish};
 use crate::steps::Steps;
 use crate::tag::Tag;
 
@@ -46,6 +46,7 @@ struct Inner {
     state: Mutex<State>,
     names: Directory,
     forwarder: Forwarder,
+    swept: SweptSlots,
     /// What is made and removed in the background.
     background: TaskTracker,
     /// An instance is not on its way any more.
@@ -180,6 +181,15 @@ impl Slots {
         blocking(move || adopt(&inner, &wish, &seat)).await
     }
 
+    pub(crate) async fn discard(&self, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+        let (inner, wish, seat) = (Arc::clone(&self.0), wish.clone(), seat.clone());
+        blocking(move || discard(&inner, &wish, &seat)).await
+    }
+
+    pub(crate) fn swept(&self) -> SweptSlots {
+        self.0.swept.clone()
+    }
+
     pub(crate) fn usage(&self, id: &InstanceId) -> Option<Usage> {
         self.0.slot(id)?.usage()
     }
@@ -275,16 +285,10 @@ impl State {
                 return Err(NetError::Publish(PublishError::Taken { protocol, port, holder: Some(holder) }));
             }
         }
-        let ports = wish.network.ports.iter().map(|port| PublishedPort {
-            protocol: port.protocol,
-            host: port.host,
-            outer: wish.address,
-            guest: port.guest,
-        });
         let instance = Instance {
             address: wish.address,
             name: wish.name.clone(),
-            ports: ports.collect(),
+            ports: ports(wish, wish.address),
             moved: None,
             on_its_way: true,
         };
@@ -299,6 +303,12 @@ impl State {
         self.instances.get_mut(id).expect("reserved before, and only then removed").moved = Some(moved);
         Ok(slot)
     }
+}
+
+/// What an instance wishes to publish, with this address.
+fn ports(wish: &Wish, outer: Ipv4Addr) -> Vec<PublishedPort> {
+    let ports = wish.network.ports.iter();
+    ports.map(|port| PublishedPort { protocol: port.protocol, host: port.host, outer, guest: port.guest }).collect()
 }
 
 /// Runs what may block to its end.
@@ -334,7 +344,7 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         steps: Steps::default(),
         making: Turns::default(),
     };
-    let next = host::prepare(&config, &ground, owned)?;
+    let (next, swept) = host::prepare(&config, &ground, owned)?;
     let admitting = host::admit(&config, &ground);
     let names = Directory::new(config.cidr);
     let forwarder = Forwarder::new(config.dns.clone(), names.clone());
@@ -354,6 +364,7 @@ fn open(config: NetConfig, owned: &[NetSeat]) -> Result<Slots, NetError> {
         state: Mutex::new(state),
         names,
         forwarder,
+        swept,
         background: TaskTracker::new(),
         calmer: Notify::new(),
         admitting: Mutex::new(admitting),
@@ -455,6 +466,13 @@ fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError
     Ok(())
 }
 
+/// Removes a slot that cannot be found again, by its number.
+fn discard(inner: &Inner, wish: &Wish, seat: &NetSeat) -> Result<(), NetError> {
+    let closed = close_to_the_world(inner, &ports(wish, seat.address));
+    let left = slot::remove(&inner.ground, &[seat.slot]);
+    left.into_iter().next().map_or(closed, |(_, error)| Err(error))
+}
+
 /// Opens the instance's published ports; all of them or none.
 fn publish(inner: &Inner, wish: &Wish, when: When) -> Result<Vec<Published>, NetError> {
     let Some(ports) = inner.ports(&wish.id) else { return Ok(Vec::new()) };
@@ -499,10 +517,15 @@ fn close(listeners: Vec<Published>) {
     }
 }
 
-/// Closes them to the world; those that are not open are fine.
+/// Closes an instance's published ports.
 fn unpublish(inner: &Inner, id: &InstanceId) -> Result<(), NetError> {
+    close_to_the_world(inner, &inner.ports(id).unwrap_or_default())
+}
+
+/// Those that are not open are fine.
+fn close_to_the_world(inner: &Inner, ports: &[PublishedPort]) -> Result<(), NetError> {
     let tag = inner.ground.tag.to_string();
-    inner.ports(id).unwrap_or_default().iter().try_for_each(|port| {
+    ports.iter().try_for_each(|port| {
         match inner.ground.nft.run(&ruleset::unpublish(&tag, port)) {
             Ok(_) => Ok(()),
             // It leads to another instance: this one's is not there.

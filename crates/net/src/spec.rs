@@ -103,3 +103,12 @@ pub struct Usage {
     /// From the guest.
     pub tx_packets: u64,
 }
+
+/// What the network's opening removed that no record owns, and what it could not remove.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SweptSlots {
+    /// How many slots it removed.
+    pub removed: usize,
+    /// What is left of others, and why.
+    pub failed: Vec<(String, String)>,
+}

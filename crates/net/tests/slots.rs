@@ -4,12 +4,14 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hearth_model::Network as Wanted;
+use hearth_model::network::inner;
 use hearth_net::fake::When;
-use hearth_net::guest::Guest;
-use hearth_net::{Made, NetConfig, NetError, Network, Wish};
+use hearth_net::guest::{Guest, Place};
+use hearth_net::{Made, NetConfig, NetError, Network, SweptSlots, Taken, Wish};
 use support::{Host, get, named, on_a_host};
 
 /// What is left when all instances are gone and the background has done its part.
@@ -210,6 +212,70 @@ fn a_daemon_that_comes_back_finds_what_is_owned_and_removes_the_rest() {
         host.open(&[]);
         host.close();
         assert_eq!(host.listing(&namespaces).iter().filter(|line| line.contains("hv")).count(), 0);
+    });
+}
+
+#[test]
+fn a_slot_that_cannot_be_removed_keeps_no_other_and_no_start() {
+    on_a_host(0, |host| {
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let lost: Vec<_> = ["a", "b", "c"].map(|name| host.instance(name, Wanted::default())).into();
+        host.die();
+        // What holds the middle one's name is no file: it cannot be removed.
+        let stuck = format!("/run/netns/{namespaces}{}", lost[1].seat.slot);
+        let unmounted = Command::new("umount").arg(&stuck).status().expect("umount runs");
+        assert!(unmounted.success());
+        std::fs::remove_file(&stuck).expect("removed");
+        std::fs::create_dir(&stuck).expect("made");
+
+        host.open(&[]);
+        let mut left = named(&namespaces);
+        let swept = host.network().swept();
+        // Neither is its name given out again.
+        let web = host.wish("web", Wanted::default());
+        let taken = host.try_take(&web);
+        std::fs::remove_dir(&stuck).expect("removed");
+        left.retain(|name| !stuck.ends_with(name));
+        assert_eq!(left, [""; 0]);
+        assert_eq!((swept.removed, swept.failed.len()), (2, 1), "{swept:?}");
+        let (what, why) = &swept.failed[0];
+        assert!(stuck.ends_with(what) && why.contains("directory"), "{what}: {why}");
+        assert!(taken.expect("taken").seat.slot > lost[1].seat.slot);
+        host.release(&web.id);
+        host.close();
+        host.open(&[]);
+        assert_eq!((host.network().swept(), named(&namespaces)), (SweptSlots::default(), Vec::new()));
+        host.close();
+    });
+}
+
+#[test]
+fn a_slot_that_is_broken_when_the_daemon_comes_back_is_not_in_the_way_of_the_next() {
+    on_a_host(0, |host| {
+        host.open(&[]);
+        let namespaces = host.slots().namespaces();
+        let ports = vec!["8080:80".parse().expect("a port")];
+        let web = host.wish("web", Wanted { ports, ..Wanted::default() });
+        let Taken { seat, netns, .. } = host.take(&web);
+        host.unlock(&web.id);
+        let before = host.listing(&namespaces);
+        // Its link to the host stays, and with it the route to the address.
+        Place::of(netns).remove_link(inner::TAP).expect("removed");
+        host.die();
+        host.open(std::slice::from_ref(&seat));
+        host.network().hold(seat.address);
+        host.runtime.block_on(host.network().adopt(&web, &seat)).expect_err("it is broken");
+        for nth in 0..2 {
+            host.runtime.block_on(host.network().discard(&web, &seat)).expect("discarded, or not there");
+            assert_eq!(named(&namespaces), [""; 0], "{nth}");
+        }
+        let rules = host.place.rules().expect("listed");
+        assert!(!rules.contains("8080 :"), "{rules}");
+        host.take(&web);
+        host.unlock(&web.id);
+        assert_eq!(host.listing(&namespaces).len(), before.len());
+        host.release(&web.id);
     });
 }
 

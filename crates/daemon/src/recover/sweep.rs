@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hearth_model::SnapshotId;
 use hearth_model::error::chain;
+use hearth_net::SweptSlots;
 use hearth_store::SnapshotRecord;
 use tracing::warn;
 
@@ -25,6 +26,7 @@ use crate::run::blocking;
 /// The records or the bundles cannot be looked at: without them nothing can be recovered.
 pub(super) async fn sweep(host: &Arc<Host>) -> Result<Swept, OpError> {
     let mut swept = Swept::default();
+    slots(host, &mut swept);
     cgroups(host, &mut swept);
     bundles(host, &mut swept).await?;
     imports(host, &mut swept).await;
@@ -32,6 +34,13 @@ pub(super) async fn sweep(host: &Arc<Host>) -> Result<Swept, OpError> {
     drafts(host, &mut swept).await;
     strays(host, &mut swept)?;
     Ok(swept)
+}
+
+/// The network has done it when it was opened, and has said what it could not.
+fn slots(host: &Host, swept: &mut Swept) {
+    let SweptSlots { removed, failed } = host.networks.swept();
+    swept.slots = count(removed);
+    failed.into_iter().for_each(|(what, why)| swept.failed(what, why));
 }
 
 fn cgroups(host: &Host, swept: &mut Swept) {
