@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use hearth_api::instances::InstanceState;
+use hearth_api::recovery::{Recovery, RecoveryOutcome, VmmSeen};
 use hearth_e2e::{Cli, story};
 
 #[test]
@@ -98,6 +99,44 @@ fn what_a_crash_cuts_off_leaves_nothing() {
         host.start_daemon()?;
         assert!(host.instances().await?.is_empty() && host.traces().no_instances(), "{:?}", host.traces());
         host.boot("late").await?.count(1).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_start_did_about_each_instance_is_told() {
+    story(async |host| {
+        let vm = host.boot("goes-on").await?;
+        host.boot("rests").await?.standby().await?;
+        let victim = host.boot("victim").await?;
+        let pid = victim.vmm_pid().await?.context("a VMM")?;
+        // A boot that is cut off, and half an image.
+        let mut run = host.hearth_command(&["run", "--name", "late", "--size", "128MB", "counter:1"]).spawn()?;
+        hearth_e2e::eventually("a boot is under way", async || Ok(host.traces().processes.len() == 3)).await?;
+        host.crash_daemon()?;
+        ensure!(!run.wait()?.success(), "the caller is told");
+        let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+        ensure!(killed.success(), "kill {pid}");
+        let half = host.data().join("images/.import-half");
+        std::fs::create_dir(&half)?;
+        let nobody = host.hearth(&["doctor", "--recovery"])?;
+        ensure!(nobody.code == 12 && nobody.stderr.contains("hint: start it"), "{nobody:?}");
+        host.start_daemon()?;
+
+        let told: Recovery = serde_json::from_value(host.hearth(&["doctor", "--recovery", "--json"])?.json()?)?;
+        let done: Vec<_> = told.instances.iter().map(|one| (one.name.as_str(), one.vmm, one.outcome)).collect();
+        let expected = [
+            ("late", VmmSeen::Gone, RecoveryOutcome::Removed),
+            ("victim", VmmSeen::Gone, RecoveryOutcome::ExitNoted),
+            ("goes-on", VmmSeen::Alive, RecoveryOutcome::Adopted),
+            ("rests", VmmSeen::Gone, RecoveryOutcome::Rests),
+        ];
+        assert_eq!(done, expected, "{told:#?}");
+        assert_eq!(told.instances[0].cut_off.as_deref(), Some("create"));
+        ensure!(told.swept.images == 1 && told.swept.failed.is_empty() && !half.exists(), "{:?}", told.swept);
+        let words = host.hearth(&["doctor", "--recovery"])?.stdout;
+        ensure!(words.contains("adopted 1, exit_noted 1, removed 1, rests 1\n"), "{words}");
+        vm.count(1).await?;
         Ok(())
     });
 }
