@@ -100,9 +100,7 @@ fn forget_unpublished(host: &Host, id: &SnapshotId, swept: &mut Swept) -> Result
 /// Imports that were cut off: their VMMs, and the directories in which those looked.
 async fn imports(host: &Arc<Host>, swept: &mut Swept) {
     let imports = host.data.imports();
-    let list =
-        || std::fs::read_dir(&imports)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>();
-    let left = match list() {
+    let left = match list(&imports) {
         Ok(left) => left,
         Err(error) => return could_not_look(imports, &error, swept),
     };
