@@ -8,6 +8,7 @@
 //! Where something is missing on the host, a story prints `SKIPPED: …` and passes, unless
 //! `HEARTH_TEST_MUST_RUN` is set: then it fails.
 
+mod agree;
 mod backend;
 mod binary;
 mod capture;
@@ -24,6 +25,7 @@ mod story;
 mod traces;
 mod vm;
 
+pub use agree::{Names, in_the_records, on_the_host};
 pub use backend::slowness;
 pub use capture::Capture;
 pub use host::{Cli, TestHost};

@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures_util::future::{join, join_all};
 use hearth_api::instances::DeleteInstance;
-use hearth_e2e::{Setup, TestHost, TestImage, eventually, seed};
+use hearth_e2e::{Names, Setup, TestHost, TestImage, eventually, seed};
 
 use crate::ask::IMAGE;
 use crate::disturb::VMM_FAULTS;
 use crate::draw::{Ask, Client, Fate, Fates};
 use crate::figures::Figures;
-use crate::look::{Names, look};
+use crate::look::look;
 use crate::model::{all_at_once, perhaps_ended};
 use crate::realm::{Id, Realm};
 
