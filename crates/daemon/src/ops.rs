@@ -22,7 +22,7 @@ pub(crate) mod bring_back;
 pub(crate) mod bundle;
 mod create;
 mod delete;
-mod files;
+pub(crate) mod files;
 mod fork;
 mod import;
 mod restore;

@@ -22,6 +22,7 @@ use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::Live;
+use crate::ops::files::aside_of;
 use crate::registry::Registry;
 use crate::run::blocking;
 use crate::{agents, restart};
@@ -253,12 +254,15 @@ async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError>
     let disks = record.spec.disks();
     let aside: Vec<_> = disks.iter().map(|disk| (dir.disk_before(&disk.path), dir.disk(&disk.path))).collect();
     let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
+    // What was about to take the place of one of them.
+    let places = disks.iter().map(|disk| dir.disk(&disk.path)).chain(files.clone());
+    let halves: Vec<_> = places.map(|place| aside_of(&place)).collect();
     blocking(move || {
         // A revert that was cut off has put the overlay aside.
         for (before, disk) in aside.iter().filter(|(before, _)| before.exists()) {
             std::fs::rename(before, disk).ok();
         }
-        files.iter().try_for_each(|file| hearth_disk::remove(file))
+        files.iter().chain(&halves).try_for_each(|file| hearth_disk::remove(file))
     })
     .await
 }
@@ -339,8 +343,10 @@ mod tests {
 
     use hearth_model::{Backend, ErrorKind};
     use hearth_net::fake::When;
+    use hearth_store::SnapshotRecord;
 
     use super::*;
+    use crate::ops::bundle::NOT_PUBLISHED;
     use crate::world::World;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -419,6 +425,39 @@ mod tests {
         world.reborn().await;
         assert_eq!(world.host.store.snapshot(&saved.id).expect("readable"), None);
         assert_eq!(world.at_rest().await, before, "neither record nor bundle is left");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_that_was_cut_off_before_its_size_was_recorded_has_one() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        let plan = crate::ops::SnapshotPlan {
+            name: Some("warm".parse().expect("a name")),
+            tags: std::collections::BTreeMap::new(),
+            kind: hearth_store::SnapshotKind::Standby,
+            internal: false,
+        };
+        let saved = web.snapshot(plan).await.expect("saved");
+        let cut = SnapshotRecord { size_bytes: NOT_PUBLISHED, ..saved.clone() };
+        world.host.store.update_snapshot(&cut).expect("stored");
+        world.reborn().await;
+        assert_eq!(world.host.store.snapshot(&saved.id).expect("readable"), Some(saved));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_about_to_take_a_disks_place_goes() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        web.standby().await.expect("standby");
+        let before = world.at_rest().await;
+        let dir = world.host.data.instance(web.id());
+        std::fs::write(dir.disks().join("overlay.img.new"), "half of it").expect("written");
+        assert_ne!(world.at_rest().await, before, "it is seen");
+        let mut record = world.host.store.instance(web.id()).expect("readable").expect("recorded");
+        record.phase = Phase::Busy { op: Op::Restore, from: record.phase.state().clone() };
+        world.host.store.update_instance(&record).expect("stored");
+        world.reborn().await;
+        assert_eq!(world.at_rest().await, before);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -46,7 +46,7 @@ fn replace_link(from: &Path, to: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => return result.map_err(failed("link", from)),
     }
-    let aside = aside(to);
+    let aside = aside_of(to);
     forget(&aside)?;
     fs::hard_link(from, &aside).map_err(failed("link", from))?;
     // Renaming a name over another name of the same file does nothing, and leaves both.
@@ -56,7 +56,7 @@ fn replace_link(from: &Path, to: &Path) -> Result<(), FileError> {
 
 /// Clones `from` in place of what `to` was.
 fn replace_by_clone(from: &Path, to: &Path) -> Result<(), OpError> {
-    let aside = aside(to);
+    let aside = aside_of(to);
     hearth_disk::remove(&aside)?;
     hearth_disk::clone_file(from, &aside)?;
     Ok(fs::rename(&aside, to).map_err(failed("put in place", to))?)
@@ -98,7 +98,8 @@ pub(super) async fn replace_by_clones(clones: Vec<(PathBuf, PathBuf)>) -> Result
     blocking(move || clones.iter().try_for_each(|(from, to)| replace_by_clone(from, to))).await
 }
 
-fn aside(to: &Path) -> PathBuf {
+/// Where what is to take a file's place is made.
+pub(crate) fn aside_of(to: &Path) -> PathBuf {
     let mut name = to.as_os_str().to_owned();
     name.push(".new");
     name.into()

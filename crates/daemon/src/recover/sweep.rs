@@ -81,6 +81,26 @@ async fn bundles(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
     for id in &found.missing {
         forget_unpublished(host, id, swept)?;
     }
+    for record in host.store.snapshots()?.into_iter().filter(|record| record.size_bytes == NOT_PUBLISHED) {
+        record_size(host, record, swept).await?;
+    }
+    Ok(())
+}
+
+/// A bundle that was published by an operation which was cut off before it had recorded its size.
+async fn record_size(host: &Host, mut record: SnapshotRecord, swept: &mut Swept) -> Result<(), OpError> {
+    let (snapshots, id) = (host.data.snapshots(), record.id.clone());
+    match blocking(move || hearth_snapshot::open(&snapshots, &id)).await {
+        Ok(bundle) => {
+            record.size_bytes = bundle.manifest().allocated_bytes();
+            host.store.update_snapshot(&record)?;
+        }
+        // Whoever loads it is told the same.
+        Err(error) => {
+            warn!(snapshot = %record.id, %error, "a snapshot's size could not be told");
+            swept.failed(format!("size of snapshot {}", record.id), chain(&error));
+        }
+    }
     Ok(())
 }
 
