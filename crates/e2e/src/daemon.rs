@@ -95,8 +95,7 @@ impl Daemon {
 
     /// Asks it to end and waits until it has.
     pub(crate) fn terminate(mut self) -> Result<ExitStatus> {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).context("the daemon's pid")?;
-        kill_process(pid, Signal::TERM).context("send SIGTERM to the daemon")?;
+        kill_process(self.pid()?, Signal::TERM).context("send SIGTERM to the daemon")?;
         let limit = END * slowness();
         let until = Instant::now() + limit;
         while Instant::now() < until {
@@ -106,6 +105,11 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(10));
         }
         bail!("the daemon did not end within {} s of SIGTERM", limit.as_secs())
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Result<Pid> {
+        Pid::from_raw(self.child.id().cast_signed()).context("the daemon's pid")
     }
 
     /// Ends it as a crash would.

@@ -20,7 +20,7 @@ use crate::range::Range;
 use crate::smalldisk::SmallDisk;
 use crate::story::Setup;
 use crate::traces::{self, Traces};
-use crate::{TestImage, Vm};
+use crate::{Point, TestImage, Vm, Watch};
 
 /// The image that stories use when they say nothing else.
 const IMAGE: &str = "counter:1";
@@ -312,6 +312,22 @@ impl TestHost {
     /// Kills the daemon as a crash would.
     pub fn crash_daemon(&self) -> Result<()> {
         self.daemon.take().context("a daemon that runs")?.kill()
+    }
+
+    /// Watches what the daemon changes of the host from now on, and kills it at that point.
+    ///
+    /// # Errors
+    /// No daemon runs, or it cannot be watched.
+    pub fn watch(&self, kill: Option<Point>) -> Result<Watch> {
+        let slots = self.slots();
+        let namespace = slots.iter().find(|name| name.starts_with("hearth-")).context("a slot")?;
+        let (tag, _) = namespace.rsplit_once('-').context("a slot has a number")?;
+        let namespaces = [(PathBuf::from("/run/netns"), format!("{tag}-"))];
+        let cgroups = traces::cgroup_parents(&self.data()).into_iter().map(|dir| (dir, String::new()));
+        let others: Vec<_> = cgroups.chain(namespaces).collect();
+        let daemon = self.daemon.borrow();
+        let pid = daemon.as_ref().context("a daemon that runs")?.pid()?;
+        Watch::begin(&self.data(), &others, kill.map(|point| (pid, point)))
     }
 
     /// Ends the daemon with SIGTERM, which it must obey with success.

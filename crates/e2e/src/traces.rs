@@ -80,12 +80,17 @@ pub(crate) fn slots(namespaces: &str) -> Vec<String> {
     found.into_iter().flat_map(named).collect()
 }
 
-/// The cgroup of a data directory, wherever version 2 is mounted, after those in it.
-fn cgroups(data: &Path) -> Vec<PathBuf> {
+/// The cgroup of a data directory, wherever version 2 is mounted.
+pub(crate) fn cgroup_parents(data: &Path) -> Vec<PathBuf> {
     let name = format!("hearth{}", data.to_string_lossy().replace('-', "\\x2d").replace('/', "-"));
     let parents = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| Path::new(mount).join(&name));
-    let there = parents.into_iter().filter(|parent| parent.is_dir());
-    there
+    parents.into_iter().filter(|parent| parent.is_dir()).collect()
+}
+
+/// The same, after those in it.
+fn cgroups(data: &Path) -> Vec<PathBuf> {
+    cgroup_parents(data)
+        .into_iter()
         .flat_map(|parent| {
             let inside = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
             inside.filter(|path| path.is_dir()).chain([parent.clone()]).collect::<Vec<_>>()

@@ -3,7 +3,7 @@
 //! Each story is told on Firecracker, where it can be had, and on its double. The guest needs no
 //! kernel and says on its console what it counts.
 
-mod plain;
+pub(crate) mod plain;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -88,7 +88,7 @@ fn tell(program: Result<Program, String>, story: impl AsyncFnOnce(&TestHost, &Pr
     }
 }
 
-fn request(dir: &Path, name: &str) -> ImportSnapshot {
+pub(crate) fn request(dir: &Path, name: &str) -> ImportSnapshot {
     ImportSnapshot {
         path: dir.display().to_string(),
         name: name.into(),

@@ -11,6 +11,7 @@ mod boot;
 mod command_line;
 mod counters;
 mod crash;
+mod cut_off;
 mod daemon;
 mod exec;
 mod firecracker;
