@@ -38,6 +38,7 @@ pub(crate) fn prepare(config: &NetConfig, ground: &Ground, owned: &[NetSeat]) ->
     let cidr = config.cidr.trunc();
     refuse_clash(cidr, ground.tag, outside)?;
     forward()?;
+    netns::prepare().during("prepare", || "the directory of network namespaces".into())?;
     let (kept, swept) = remove_orphans(ground, outside, owned)?;
     let set = set_rules(config, ground, owned)
         .and_then(|()| outside.add_unreachable(cidr).during("say where is not", || cidr.to_string()));

@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 
 /// Where named namespaces are, for every tool on Linux.
@@ -33,6 +34,25 @@ pub(crate) fn current() -> io::Result<OwnedFd> {
 pub(crate) fn in_thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let thread = thread::Builder::new().name(name.to_owned()).spawn(work)?;
     thread.join().map_err(|_| io::Error::other("the thread that entered the network namespace panicked"))
+}
+
+/// Makes the directory of the names a mount of its own, as `ip netns add` does when it is not one: done later,
+/// that would lie over what holds our namespaces, and they could not be taken away any more. What is held
+/// there already is left as it is, for the same reason.
+pub(crate) fn prepare() -> io::Result<()> {
+    fs::create_dir_all(NAMED)?;
+    let dir = File::open(NAMED)?;
+    // Two at once would mount it twice.
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+    let share = || rustix::mount::mount_change(NAMED, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
+    match share() {
+        Err(Errno::INVAL) if fs::read_dir(NAMED)?.next().is_none() => {
+            rustix::mount::mount_bind_recursive(NAMED, NAMED)?;
+            Ok(share()?)
+        }
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes the file that is going to hold a namespace.
