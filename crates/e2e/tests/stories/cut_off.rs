@@ -355,6 +355,13 @@ impl<'h> Stage<'h> {
         for (name, (state, _)) in picture.instances.iter().filter(|(name, _)| *name != "base") {
             let vm = host.vm(name);
             let known = if verb == Verb::Revert && done { &before.older } else { &before.web };
+            // Of one that was undone something may be on the console; a new one has its own.
+            let said = match state {
+                InstanceState::Standby => guests.said(&vm).await?,
+                _ if name == "web" => known.said,
+                _ => 0,
+            };
+            let known = &Known { said, ..known.clone() };
             match state {
                 InstanceState::Running if verb == Verb::Create => guests.runs(&vm).await?,
                 InstanceState::Running if verb.boots() => guests.has_on_disk(&vm, known).await?,
@@ -377,6 +384,7 @@ impl<'h> Stage<'h> {
                 "older" => &before.older,
                 _ => &before.web,
             };
+            let known = &Known { said: 0, ..known.clone() };
             let probe = fork(host, name, "probe", None).await?;
             if *kind == SnapshotKind::Stopped {
                 probe.start().await?;

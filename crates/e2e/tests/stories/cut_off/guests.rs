@@ -1,9 +1,9 @@
 //! What guests know, and how one finds out that they still do.
 
-use std::fs;
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
-use hearth_e2e::{TestHost, Vm};
+use hearth_e2e::{TestHost, Vm, eventually};
 
 use crate::firecracker::{boot_without_agent, goes_on, tick};
 
@@ -25,12 +25,14 @@ pub(crate) struct Known {
     pub(crate) count: u64,
     /// What is in a file of its.
     pub(crate) mark: String,
+    /// How much was on its console then, in bytes.
+    pub(crate) said: usize,
 }
 
 impl Known {
     /// That much is known of a guest that was saved elsewhere.
     pub(crate) fn ticks(count: u64) -> Self {
-        Self { nonce: String::new(), count, mark: String::new() }
+        Self { nonce: String::new(), count, mark: String::new(), said: 0 }
     }
 }
 
@@ -49,12 +51,12 @@ impl Guests {
                 // What was written must be on its disk: its VMM may end without it.
                 vm.sh(&format!("echo {mark} > /root/mark; sync")).await?;
                 let count = vm.count(3).await?;
-                Ok(Known { nonce: count.nonce, count: count.count, mark: mark.to_owned() })
+                Ok(Known { nonce: count.nonce, count: count.count, mark: mark.to_owned(), said: 0 })
             }
             Self::Bare => {
                 let seen = tick(vm).await?;
                 goes_on(vm, seen + 1).await?;
-                Ok(Known::ticks(seen + 1))
+                Ok(Known { said: self.said(vm).await?, ..Known::ticks(seen + 1) })
             }
         }
     }
@@ -68,14 +70,14 @@ impl Guests {
                 self.has_on_disk(vm, known).await
             }
             Self::Bare => {
-                goes_on(vm, known.count).await?;
-                let console = fs::read_to_string(vm.dir().await?.join("serial.log")).context("read its console")?;
-                let tick = |line: &str| line.strip_prefix("tick ")?.trim().parse().ok();
-                let ticks: Vec<u64> = console.lines().filter_map(tick).collect();
-                // It may go back to what was saved, never to before that.
-                let goes_on = |from: u64, to: u64| to == from + 1 || (to <= from && to > known.count);
-                let broken = ticks.windows(2).find(|pair| !goes_on(pair[0], pair[1]));
-                ensure!(broken.is_none(), "{} knew {}, and went on by {broken:?}", vm.name, known.count);
+                let mut ticks = Vec::new();
+                eventually("the guest counts on", async || {
+                    ticks = ticks_after(&console(vm).await?, known.said)?;
+                    Ok(!ticks.is_empty())
+                })
+                .await?;
+                let unbroken = ticks.windows(2).all(|pair| pair[1] == pair[0] + 1);
+                ensure!(unbroken && ticks[0] > known.count, "{} knew {}, not {ticks:?}", vm.name, known.count);
                 Ok(())
             }
         }
@@ -93,6 +95,14 @@ impl Guests {
         }
     }
 
+    /// How much is on its console, where it counts there.
+    pub(crate) async fn said(self, vm: &Vm<'_>) -> Result<usize> {
+        match self {
+            Self::Linux => Ok(0),
+            Self::Bare => Ok(console(vm).await?.len()),
+        }
+    }
+
     /// It goes on from what it knew.
     pub(crate) async fn counts_on(self, vm: &Vm<'_>, known: &mut Known) -> Result<()> {
         self.knows(vm, known).await?;
@@ -100,6 +110,7 @@ impl Guests {
             Self::Linux => vm.count(1).await?.count,
             Self::Bare => tick(vm).await?,
         };
+        known.said = self.said(vm).await?;
         Ok(())
     }
 
@@ -110,4 +121,22 @@ impl Guests {
             Self::Bare => goes_on(vm, 1).await,
         }
     }
+}
+
+/// What one that never ran has said is nothing.
+async fn console(vm: &Vm<'_>) -> Result<String> {
+    let path = vm.dir().await?.join("serial.log");
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// What it has counted since so much was on its console.
+fn ticks_after(console: &str, said: usize) -> Result<Vec<u64>> {
+    let new = console.get(said..).context("its console is shorter than it was")?;
+    // The first line may be the end of one that was begun before, the last is not whole yet.
+    let whole = new.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let tick = |line: &str| line.strip_prefix("tick ")?.trim().parse().ok();
+    Ok(whole.lines().filter_map(tick).collect())
 }

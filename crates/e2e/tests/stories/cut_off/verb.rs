@@ -89,13 +89,15 @@ impl Verb {
         if self == Self::Revert {
             web.snapshot("older").await?;
         }
-        let known = guests.learn(&web, mark).await?;
+        let mut known = guests.learn(&web, mark).await?;
         match self {
             Self::DeleteSnapshot => drop(web.snapshot("kept").await?),
             Self::StopStandby | Self::Restore | Self::Revert | Self::SnapshotStandby => web.standby().await?,
             Self::ForkStandby | Self::ForkToStandby | Self::DeleteStandby => web.standby().await?,
             _ => {}
         }
+        known.said = guests.said(&web).await?;
+        let older = Known { said: known.said, ..older };
         Ok(Before { web: known, older })
     }
 
