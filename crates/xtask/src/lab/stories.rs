@@ -71,6 +71,8 @@ pub const ALL: &[Story] = &[
     story("daemon::a_vmm_that_is_killed_stops_its_instance"),
     story("daemon::a_daemon_that_is_asked_to_end_drains"),
     story("daemon::what_a_crash_cuts_off_leaves_nothing"),
+    story("cut_off::standby_and_what_leads_out_of_it_have_happened_or_not"),
+    story("cut_off::a_fork_is_there_or_not"),
     story("at_once::an_instance_that_comes_up_is_busy"),
     story("at_once::ten_callers_restore_one_instance"),
 ];
