@@ -230,3 +230,45 @@ async fn a_restored_guest_answers_a_new_host_over_vsock() {
         );
     }
 }
+
+/// Forks of one snapshot, in turns refreshed and asked for nothing but an answer: from the load's end, each
+/// over a connection of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_is_refreshed_in_hardly_more_than_a_bare_answer_takes() {
+    const ROUNDS: u64 = 15;
+    let Some(program) = firecracker::program() else { return };
+    let dir = TempDir::new().expect("a directory");
+    let Some(boot) = prepare(dir.path()) else { return };
+    let vmm = Firecracker::start(&program, dir.path()).await;
+    vmm.boot(&boot).await;
+    let (agent, _, mut events) = connect(&vmm).await;
+    agent.configure(&config()).await.expect("taken");
+    events.next().await.expect("started");
+    vmm.save().await;
+    drop((agent, vmm));
+
+    let (mut answered, mut refreshed) = (Vec::new(), Vec::new());
+    for round in 1..=2 * ROUNDS {
+        let own = fork_of(dir.path());
+        let fork = Firecracker::start(&program, own.path()).await;
+        fork.load(dir.path()).await;
+        let begun = Instant::now();
+        let port = timeout(PATIENCE, fork.dial()).await.expect("in time").expect("the agent listens");
+        let (agent, ..) = Agent::connect(port, PATIENCE).await.expect("welcomed");
+        if round % 2 == 0 {
+            agent.ping(PATIENCE).await.expect("an answer");
+            answered.push(begun.elapsed());
+        } else {
+            agent.refresh(&refresh(round, &format!("fork-{round}")), PATIENCE).await.expect("refreshed");
+            refreshed.push(begun.elapsed());
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (answered, refreshed) = (median(answered), median(refreshed));
+    let ratio = refreshed.as_secs_f64() / answered.as_secs_f64();
+    eprintln!("refreshed in {refreshed:?}, answered in {answered:?} (medians of {ROUNDS} each): {ratio:.2} times");
+    assert!(ratio <= 1.5, "a refresh takes {ratio:.2} times what a bare answer does");
+}

@@ -36,6 +36,7 @@ pub const ALL: &[Story] = &[
     of_agent("a_guest_is_reached_over_vsock_from_boot_to_end"),
     of_agent("a_guest_that_is_saved_and_goes_on_is_reached_again"),
     of_agent("a_restored_guest_answers_a_new_host_over_vsock"),
+    of_agent("a_fork_is_refreshed_in_hardly_more_than_a_bare_answer_takes"),
     quick("boot::an_image_boots_answers_and_logs"),
     story("boot::a_program_that_ends_stops_its_instance"),
     story("boot::a_program_runs_as_its_image_says"),
