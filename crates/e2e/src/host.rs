@@ -121,6 +121,11 @@ impl TestHost {
         self.client.borrow().clone()
     }
 
+    /// What its daemons have in their environment: a kernel, and a range that nobody else uses.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.env.iter().map(|(name, value)| (&**name, &**value))
+    }
+
     /// A directory of the story's own, outside of the data directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -97,9 +97,12 @@ fn a_daemon_that_is_told_to_stops_its_instances_at_its_end() {
 
         let data = host.data().display().to_string();
         let serve = ["serve", "--data-dir", &data, "--listen", "127.0.0.1:0", "--stop-instances"];
-        let mut daemon = host.hearth_command(&serve).stderr(Stdio::piped()).spawn()?;
+        let mut daemon = host.hearth_command(&serve).envs(host.settings()).stderr(Stdio::piped()).spawn()?;
         let mut told = BufReader::new(daemon.stderr.take().context("its stderr")?).lines();
-        told.by_ref().find(|line| line.as_ref().is_ok_and(|line| line.contains("ready on"))).context("it serves")??;
+        let mut before = Vec::new();
+        while !before.last().is_some_and(|line: &String| line.contains("ready on")) {
+            before.push(told.next().with_context(|| format!("it ended: {before:#?}"))??);
+        }
         let asked = std::process::Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status()?;
         ensure!(asked.success(), "kill {}", daemon.id());
         let told: Vec<_> = told.collect::<Result<_, _>>()?;
