@@ -88,6 +88,23 @@ impl Vm<'_> {
         Ok(ran.stdout.trim_end().to_owned())
     }
 
+    /// Runs a command, which must succeed, and returns the bytes that it wrote.
+    pub async fn bytes(&self, command: &[&str]) -> Result<Vec<u8>> {
+        let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+        let mut session = self.exec(&ExecRequest { command, ..ExecRequest::default() }).await?;
+        let mut stdout = Vec::new();
+        loop {
+            match session.output.next().await? {
+                ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+                ExecEvent::Stderr(_) => {}
+                ExecEvent::End(end) => {
+                    ensure!(end.exit_code == 0, "{}: {end:?}", self.name);
+                    return Ok(stdout);
+                }
+            }
+        }
+    }
+
     /// Has the counter count on by `add`.
     pub async fn count(&self, add: u64) -> Result<Count> {
         let answer = self.sh(&format!("count {add}")).await?;

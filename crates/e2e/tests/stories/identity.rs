@@ -1,12 +1,12 @@
 //! Who a guest is: a fork shares nothing with its source that says so, from the moment it runs.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use hearth_api::instances::{ForkInstance, InstanceState, TargetState};
-use hearth_e2e::{Setup, TestHost, TestImage, Vm, eventually, refused, slowness};
+use hearth_e2e::{Asked, PROBE, Setup, TestHost, TestImage, Vm, clock, eventually, probe, refused, slowness};
 
 const IMAGE: &str = "keys:1";
 
@@ -26,27 +26,6 @@ echo "${0##*/} $HEARTH_HOSTNAME $HEARTH_INSTANCE_ID $HEARTH_GENERATION ${ROLE:-n
 case $HEARTH_HOSTNAME in unlucky) echo no luck; exit 3 ;; esac
 "#;
 
-/// A program of a hundred bytes, since no shell has these: writes what `getrandom` gives (32
-/// bytes), and the clock (two words).
-fn probe() -> Vec<u8> {
-    const CODE: &[u8] = b"\x48\x83\xec\x40\
-        \x48\x89\xe7\xbe\x20\0\0\0\x31\xd2\xb8\x3e\x01\0\0\x0f\x05\
-        \x31\xff\x48\x8d\x74\x24\x20\xb8\xe4\0\0\0\x0f\x05\
-        \xbf\x01\0\0\0\x48\x89\xe6\xba\x30\0\0\0\xb8\x01\0\0\0\x0f\x05\
-        \x31\xff\xb8\x3c\0\0\0\x0f\x05";
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
-    let length = HEADERS + CODE.len() as u64;
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    let mut words = |words: &[u64]| words.iter().for_each(|word| elf.extend_from_slice(&word.to_le_bytes()));
-    // Entry, program headers, no sections; then sizes, and one header.
-    words(&[BASE + HEADERS, 64, 0, 64 << 32 | 56 << 48, 1]);
-    // To be loaded, readable and executable: offset, addresses, sizes, alignment.
-    words(&[1 | 5 << 32, 0, BASE, BASE, length, length, 0x1000]);
-    elf.extend_from_slice(CODE);
-    elf
-}
-
 /// A host whose guests have time for their hooks, however busy it is.
 fn patient_story(tell: impl AsyncFnOnce(&TestHost) -> Result<()>) {
     Setup::default().env("HEARTH_TIMEOUTS_HOOKS_S", "60").story(tell);
@@ -60,7 +39,7 @@ async fn import(host: &TestHost) -> Result<()> {
     for hook in ["etc/hearth/on-fork.d/10-first", "etc/hearth/on-fork.d/20-second", "etc/hearth/on-restore.d/30-back"] {
         image = image.file(hook, 0o755, HOOK);
     }
-    let image = image.file("bin/ssh-keygen", 0o755, KEYGEN).file("bin/probe", 0o755, probe());
+    let image = image.file("bin/ssh-keygen", 0o755, KEYGEN).file(PROBE, 0o755, probe());
     host.import(&image, IMAGE).await?;
     Ok(())
 }
@@ -87,14 +66,8 @@ async fn itself(vm: &Vm<'_>) -> Result<Vec<String>> {
 
 /// How far the guest's clock is from the host's, at least, and how long it took to ask.
 async fn clock_is_off(vm: &Vm<'_>) -> Result<(Duration, Duration)> {
-    let since_epoch = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let before = since_epoch()?;
-    let words = vm.sh("probe | tail -c 16 | od -An -t u8").await?;
-    let after = since_epoch()?;
-    let mut words = words.split_ascii_whitespace().map(str::parse::<u64>);
-    let mut word = || words.next().context("two words")?.context("a number");
-    let guest = Duration::from_secs(word()?) + Duration::from_nanos(word()?);
-    Ok((before.saturating_sub(guest).max(guest.saturating_sub(after)), after - before))
+    let (said, asked) = Asked::of(vm.bytes(&["probe"])).await?;
+    Ok((asked.off_at_least(clock(&said)?), asked.took()))
 }
 
 /// What the timeline says of the guest's last refresh.
