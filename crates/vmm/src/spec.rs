@@ -237,10 +237,11 @@ pub fn device_set(machine: &Machine) -> String {
         Nic::User { .. } => "+net",
         Nic::Tap => "+tap",
     };
-    // QEMU's devices changed once; Firecracker's are the first.
+    // QEMU's devices changed once, those of its standard board twice; Firecracker's are the first.
     let (version, channel) = match backend {
         Backend::Firecracker => (1, "vsock"),
-        Backend::QemuMicrovm | Backend::Qemu => (2, "agent"),
+        Backend::QemuMicrovm => (2, "agent"),
+        Backend::Qemu => (3, "agent"),
     };
     let (accel, mib) = (accel.as_str(), memory.mib());
     if let Some(ForeignDevices { drives, vsock }) = foreign {

@@ -1,8 +1,14 @@
 //! From an image to a program that runs, and back to nothing.
 
-use anyhow::ensure;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, bail, ensure};
 use hearth_api::instances::InstanceState;
-use hearth_e2e::{TestHost, TestImage, eventually, story};
+use hearth_e2e::{TestHost, TestImage, Vm, eventually, story};
 
 #[test]
 fn an_image_boots_answers_and_logs() {
@@ -105,6 +111,71 @@ fn the_standard_board_goes_the_same_round() {
         assert_eq!(fork.count(1).await?.count, 7);
         Ok(())
     });
+}
+
+/// A kernel that has a driver for it reseeds when it is told. Debian's cloud kernel has none; what its
+/// firmware was given is in its memory.
+#[test]
+fn the_standard_board_tells_a_guest_that_it_came_back() {
+    story(async |host| {
+        let vm = host.boot_with("board", |request| request.hypervisor = Some("qemu".into())).await?;
+        let booted = generation_ids(host, &[&vm]).await?;
+        vm.standby().await?;
+        vm.restore().await?;
+        let fork = vm.fork("twin").await?;
+        let restored = generation_ids(host, &[&vm, &fork]).await?;
+        let all: BTreeSet<_> = booted.iter().chain(&restored).collect();
+        assert_eq!(all.len(), 3, "two lives have one generation: {all:?}");
+        assert_eq!(fork.count(1).await?.nonce, vm.count(1).await?.nonce);
+        Ok(())
+    });
+}
+
+/// What QEMU says is the generation of each guest, and has written to its memory. Its monitor listens to
+/// one at a time: the daemon is away meanwhile.
+async fn generation_ids(host: &TestHost, vms: &[&Vm<'_>]) -> Result<Vec<[u8; 16]>> {
+    let mut places = Vec::new();
+    for vm in vms {
+        places.push((vm.dir().await?.join("qmp.sock"), vm.vmm_pid().await?.context("a VMM")?));
+    }
+    host.crash_daemon()?;
+    let asked = places.iter().map(|(monitor, pid)| {
+        let mut monitor = BufReader::new(UnixStream::connect(monitor)?);
+        for command in ["qmp_capabilities", "query-vm-generation-id"] {
+            writeln!(monitor.get_mut(), "{{\"execute\":\"{command}\"}}")?;
+        }
+        let told = monitor.lines().map_while(Result::ok).find_map(|line| {
+            let guid = line.split_once("\"guid\": \"")?.1.split_once('"')?.0.replace('-', "");
+            u128::from_str_radix(&guid, 16).ok()
+        });
+        let mut id = told.context("its generation")?.to_be_bytes();
+        // Its first three fields are little-endian.
+        for field in [0..4, 4..6, 6..8] {
+            id[field].reverse();
+        }
+        ensure!(is_told(*pid, &id)?, "the guest of {pid} was not told of {id:x?}");
+        Ok(id)
+    });
+    let asked = asked.collect();
+    host.start_daemon()?;
+    asked
+}
+
+/// Whether it is where QEMU writes it: 40 bytes into a page that the firmware gave it.
+fn is_told(pid: i32, generation: &[u8]) -> Result<bool> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    for line in std::fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
+        let (from, to) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).context("a range")?;
+        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
+        // The guest's memory is the one that is large and a file.
+        if to - from < 128 << 20 || !line.contains("/memory") {
+            continue;
+        }
+        let mut there = vec![0; usize::try_from(to - from)?];
+        memory.read_exact_at(&mut there, from)?;
+        return Ok(there.chunks(4096).any(|page| page[40..56] == *generation));
+    }
+    bail!("process {pid} has no memory of a guest")
 }
 
 #[test]

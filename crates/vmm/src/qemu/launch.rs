@@ -192,6 +192,11 @@ pub(crate) fn arguments(machine: &Machine, begin: &Begin) -> Vec<OsString> {
     put("-chardev", format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off"));
     put("-device", "virtserialport,chardev=agent,name=hearth.agent".into());
     put("-device", format!("virtio-rng-{bus}{pci}"));
+    if !microvm {
+        // Another generation at each launch, of which a loaded guest is told. The board microvm has no
+        // table to name it in.
+        put("-device", "vmgenid,guid=auto".into());
+    }
     if let Some(netdev) = netdev(network) {
         let rom = if microvm { "" } else { ",romfile=" };
         put("-netdev", netdev);
