@@ -10,7 +10,9 @@
 
 mod floor;
 mod loads;
+mod netns;
 mod race;
+mod readiness;
 mod snapshot;
 
 use std::env;
@@ -33,6 +35,9 @@ pub const BACKEND: &str = "firecracker";
 /// touched. It goes on touching one of them at a time, and takes next to nothing of a CPU.
 const GUEST: Params = Params { pages: 1024, stride: 1, step: 1, per_tick: 1, hz: 20, after: After::Count };
 
+/// `network.pool` of a daemon that is told nothing.
+const POOL: usize = 8;
+
 /// As the product does by itself. The floor is told the same.
 const TRACK_DIRTY_PAGES: bool = true;
 
@@ -43,8 +48,8 @@ struct Setting<'a> {
     hearth: &'a Path,
     program: PathBuf,
     kernel: PathBuf,
-    /// Whether floors run at the same time: then guests have no network.
-    side_by_side: bool,
+    /// How many slots of the network wait: as many as are taken at a time, and no fewer than by default.
+    pool: usize,
 }
 
 /// Takes the measurements that are asked for; Firecracker's version, and how vCPUs are executed.
@@ -62,7 +67,7 @@ pub fn measure(
     let version = process::stdout_of(Command::new(&program).arg("--version"))
         .context("there is no Firecracker: put one on PATH or name it in HEARTH_FIRECRACKER")?;
     let version = version.lines().next().unwrap_or_default().replace(" v", " ");
-    let setting = Setting { workspace, hearth, program, kernel, side_by_side: often.concurrency > 1 };
+    let setting = Setting { workspace, hearth, program, kernel, pool: often.concurrency.max(POOL) };
 
     let wanted = |one| what == What::All || what == one;
     let plain = setting.ground("bench", FileSystem::Plain, "256MB", &[])?;
@@ -70,6 +75,8 @@ pub fn measure(
     plain.accel()?;
     if wanted(What::Restore) {
         race::restore(&plain, often, figures).context("measure restore")?;
+        readiness::after_listening(&plain, &workspace.target.join("bench-tracefs"), often, figures)
+            .context("measure readiness")?;
         loads::waiting_and_tracking(&plain, often, figures).context("measure loads")?;
         let closed = setting.ground("bench-two-step", FileSystem::Plain, "256MB", &[TWO_STEP])?;
         race::two_step(&plain, &closed, often, figures).context("measure loads in two steps")?;
@@ -112,10 +119,11 @@ impl Setting<'_> {
             // Whether this KVM runs Linux guests does not matter here.
             ("HEARTH_FIRECRACKER_KVM", "trust".into()),
             ("HEARTH_FIRECRACKER_TRACK_DIRTY_PAGES", TRACK_DIRTY_PAGES.to_string().into()),
+            ("HEARTH_NETWORK_POOL", self.pool.to_string().into()),
         ];
         settings.extend(more.iter().map(|(name, value)| (*name, (*value).into())));
         let backend = BACKEND.to_owned();
-        let wanted = Wanted { name, on, backend, settings, size, agent: false };
-        Ground::new(self.workspace, self.hearth, if self.side_by_side { wanted.without_slots() } else { wanted })
+        let wanted = Wanted { name, on, backend, settings, size, agent: false, pool: Some(self.pool) };
+        Ground::new(self.workspace, self.hearth, wanted)
     }
 }

@@ -4,6 +4,7 @@
 //! system or on a fresh XFS with reflink, and a guest image that is quick. All of it is gone when
 //! this is dropped.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -52,6 +53,8 @@ pub struct Wanted {
     pub size: &'static str,
     /// Whether an agent answers in the guests.
     pub agent: bool,
+    /// How many slots of the network wait for them; without any they have QEMU's own network.
+    pub pool: Option<usize>,
 }
 
 /// A daemon, ready to be measured.
@@ -62,6 +65,8 @@ pub struct Ground {
     data: PathBuf,
     floors: PathBuf,
     wanted: Wanted,
+    /// Slots that were there before.
+    others: BTreeSet<OsString>,
     _root: Root,
 }
 
@@ -73,16 +78,11 @@ struct Root {
 }
 
 impl Wanted {
-    /// Guests of 256 MB with an agent.
+    /// Guests of 256 MB with an agent. Their floors run side by side in this process's own network
+    /// namespace, where a tap has one user: they have no slots.
     pub fn usual(on: FileSystem, backend: &str) -> Self {
-        Self { name: "bench", on, backend: backend.to_owned(), settings: Vec::new(), size: "256MB", agent: true }
-            .without_slots()
-    }
-
-    /// Floors run side by side in this process's own network namespace, where a tap has one user.
-    pub fn without_slots(mut self) -> Self {
-        self.settings.push(("HEARTH_NETWORK_MODE", "user".into()));
-        self
+        let settings = vec![("HEARTH_NETWORK_MODE", "user".into())];
+        Self { name: "bench", on, backend: backend.to_owned(), settings, size: "256MB", agent: true, pool: None }
     }
 }
 
@@ -99,8 +99,9 @@ impl Ground {
             ("HEARTH_LOG", "warn,hearth_daemon::ops::bring_back=info".into()),
         ];
         settings.extend(wanted.settings.iter().cloned());
+        let others = slots()?;
         let daemon = Daemon::start(hearth, &data, &settings)?;
-        let ground = Self { daemon, data, floors, wanted, _root: root };
+        let ground = Self { daemon, data, floors, wanted, others, _root: root };
         let layout = layout.to_str().context("the target directory is not UTF-8")?;
         ground.client()?.post("/images/import", Some(&json!({ "path": layout, "name": IMAGE })))?;
         Ok(ground)
@@ -118,6 +119,19 @@ impl Ground {
         let ours = ours.with_context(|| format!("the daemon does not know {}", self.wanted.backend))?;
         ensure!(ours["available"] == true, "{} cannot be used here: {}", self.wanted.backend, ours["reason"]);
         Ok(ours["accel"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// Waits until as many slots are there as shall wait. No guest may run.
+    pub fn await_pool(&self) -> Result<()> {
+        let Some(pool) = self.wanted.pool else { return Ok(()) };
+        let until = Instant::now() + Duration::from_secs(30);
+        while slots()?.difference(&self.others).count() < pool {
+            ensure!(Instant::now() < until, "the pool of {pool} slots is not filled");
+            thread::sleep(Duration::from_millis(20));
+        }
+        // The last one is there, and is made up yet.
+        thread::sleep(Duration::from_millis(100));
+        Ok(())
     }
 
     /// A directory of its own for something else.
@@ -217,6 +231,16 @@ impl Ground {
         process::stdout_of(&mut cp)?;
         Ok(dir)
     }
+}
+
+/// All slots on this host, whosever they are, by the names of their namespaces.
+fn slots() -> Result<BTreeSet<OsString>> {
+    let entries = match fs::read_dir("/run/netns") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries.context("look at the network namespaces")?,
+    };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    Ok(names.filter(|name| name.to_string_lossy().starts_with("hearth-")).collect())
 }
 
 impl Root {

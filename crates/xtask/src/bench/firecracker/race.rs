@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::TRACK_DIRTY_PAGES;
 use super::floor::{Load, Moments, Vmm, Wait};
+use super::netns::Namespaces;
 use crate::bench::Often;
 use crate::bench::figures::{Figures, Samples};
 use crate::bench::floor::Arguments;
@@ -180,6 +181,7 @@ impl Product {
         all: &'a [T],
         ask: impl Fn(&mut Client, &'a T) -> Result<(&'a str, Answer)> + Sync,
     ) -> Result<Self> {
+        ground.await_pool()?;
         let before = ground.daemon().cpu_time()?;
         let AtOnce { done, wall } = at_once(all, |one| ask(&mut ground.client()?, one))?;
         let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
@@ -196,6 +198,7 @@ pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Resu
         .map(|number| Source::boot(ground, &mut client, &format!("restore-{number}")))
         .collect::<Result<Vec<_>>>()?;
     let arguments = arguments(ground, &mut client, &sources[0])?;
+    let namespaces = Namespaces::new(often.concurrency)?;
     let mut race = Race::default();
     let mut done = 0;
     for round in 0.. {
@@ -213,7 +216,7 @@ pub fn restore(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Resu
             }
             Ok(all)
         };
-        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &namespaces, &dirs))?;
         if round >= WARM_UP {
             race.round(&product, floors)?;
             done += sources.len();
@@ -236,6 +239,7 @@ pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<
     let source = Source::boot(ground, &mut client, "fork-source")?;
     let arguments = arguments(ground, &mut client, &source)?;
     let bundle = ground.bundle_of(&source.id)?;
+    let namespaces = Namespaces::new(often.concurrency)?;
     let names: Vec<String> = (0..often.concurrency).map(|number| format!("fork-{number}")).collect();
     let dirs = names.iter().map(|name| ground.floor_of_bundle(name, &bundle)).collect::<Result<Vec<PathBuf>>>()?;
     let mut race = Race::default();
@@ -250,7 +254,7 @@ pub fn fork(ground: &Ground, often: Often<'_>, figures: &mut Figures) -> Result<
             }
             Ok(all)
         };
-        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &dirs))?;
+        let (product, floors) = in_turn(round, &mut product, || floors(&arguments, &namespaces, &dirs))?;
         if round >= WARM_UP {
             race.round(&product, floors)?;
             done += names.len();
@@ -369,9 +373,13 @@ fn ask_to_fork(client: &mut Client, source: &str, name: &str) -> Result<Answer> 
     client.post(&format!("/instances/{source}/fork"), Some(&request))
 }
 
-fn floors(arguments: &Arguments, dirs: &[PathBuf]) -> Result<AtOnce<Moments>> {
+fn floors(arguments: &Arguments, namespaces: &Namespaces, dirs: &[PathBuf]) -> Result<AtOnce<Moments>> {
+    let places: Vec<(usize, &PathBuf)> = dirs.iter().enumerate().collect();
     // They live until all have loaded, as the product's do.
-    let AtOnce { done, wall } = at_once(dirs, |dir| Vmm::load(arguments, dir, LOAD).context("load a floor"))?;
+    let AtOnce { done, wall } = at_once(&places, |(number, dir)| {
+        namespaces.enter(*number)?;
+        Vmm::load(arguments, dir, LOAD).context("load a floor")
+    })?;
     Ok(AtOnce { done: done.into_iter().map(|(_, moments)| moments).collect(), wall })
 }
 
