@@ -3,11 +3,14 @@
 //!
 //! Linux guests on real Firecracker are the lab's: see `docs/testing.md`.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use hearth_api::instances::{CreateInstance, InstanceState};
 use hearth_e2e::{Setup, TestHost, Vm, eventually};
 use hearth_simulated::guest::{self, Params};
@@ -191,6 +194,47 @@ fn many_restores_and_forks_leave_nothing_and_send_no_second_resume() {
         ensure!(counted == u64::from(times + times.div_ceil(10) * 10), "{counted} restores and forks");
         Ok(())
     });
+}
+
+#[test]
+fn of_fifty_forks_at_once_no_two_have_one_name_or_address_at_any_moment() {
+    let Some(setup) = real() else { return };
+    setup.limit_s(300).story(async |host| {
+        let web = boot_without_agent(host, "web").await?;
+        web.snapshot("warm").await?;
+        let looks = Cell::new(0);
+        for round in 0..2 {
+            let name = format!("twin-{round}");
+            let looking = async {
+                while nothing_is_there_twice(host).await? > 0 {
+                    looks.set(looks.get() + 1);
+                }
+                anyhow::bail!("web has no address")
+            };
+            let forks = tokio::select! {
+                forks = host.fork_snapshot("warm", &name, 50) => forks?,
+                wrong = looking => return wrong,
+            };
+            let with_address = nothing_is_there_twice(host).await?;
+            ensure!(with_address == 1 + 25 * round + 50, "{with_address} instances have an address");
+            // Half of them make room for others.
+            try_join_all(forks.iter().skip(25).map(Vm::delete)).await?;
+        }
+        eprintln!("looked at {} times", looks.get());
+        ensure!(looks.get() >= 10, "hardly looked at");
+        Ok(())
+    });
+}
+
+/// How many have an address.
+async fn nothing_is_there_twice(host: &TestHost) -> Result<usize> {
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for instance in host.instances().await? {
+        let address = instance.network.and_then(|network| network.ip);
+        ensure!(names.insert(instance.name.clone()), "{} is there twice", instance.name);
+        ensure!(address.is_none_or(|address| addresses.insert(address)), "{} has another's address", instance.name);
+    }
+    Ok(addresses.len())
 }
 
 /// 24 rounds; `HEARTH_TEST_CYCLES` for more. The daemon is killed in between.
