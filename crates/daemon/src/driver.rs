@@ -260,7 +260,11 @@ impl Driver {
             return Ok(());
         }
         self.record.phase = busy;
-        self.host.store.update_instance(&self.record)
+        if op == Op::Delete {
+            // It makes room, also where there is none.
+            return self.host.store.update_instance(&self.record);
+        }
+        self.host.store.begin(&self.record)
     }
 
     fn count(&self, op: Op, result: Result<(), ErrorKind>, began: Instant) {

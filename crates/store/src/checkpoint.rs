@@ -5,17 +5,23 @@
 //! the disk there: a restore in whose way that is would wait for milliseconds. Here a commit only
 //! counts, and now and then wakes the thread. What was committed is on the disk some seconds later:
 //! that much a power cut may take back.
+//!
+//! A log that cannot be brought over, because the disk has no room for the database to grow, only grows
+//! itself; so nothing is begun then that would have to be recorded ([`Checkpointer::is_full`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hearth_model::ErrorKind;
 use rusqlite::Connection;
-use tracing::warn;
+use tracing::{info, warn};
 
+use crate::error::database_kind;
+use crate::room::{self, Disk};
 use crate::schema;
 
 /// So long after a write there is a checkpoint.
@@ -31,6 +37,8 @@ const TOO_LONG: i64 = 16 * 1024;
 pub(crate) struct Checkpointer {
     /// Since the last checkpoint began.
     writes: Arc<AtomicU32>,
+    /// The last checkpoint found no room.
+    full: Arc<AtomicBool>,
     /// None while it is dropped: the thread ends with it.
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -45,10 +53,16 @@ impl Checkpointer {
     fn waiting(file: PathBuf, soon: Duration) -> std::io::Result<Self> {
         let (wake, woken) = sync_channel(1);
         let writes = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&writes);
-        let work = move || work(&file, soon, &counted, &woken);
+        let full = Arc::new(AtomicBool::new(false));
+        let (counted, found) = (Arc::clone(&writes), Arc::clone(&full));
+        let work = move || work(&file, soon, &counted, &found, &woken);
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { writes, wake: Some(wake), thread: Some(thread) })
+        Ok(Self { writes, full, wake: Some(wake), thread: Some(thread) })
+    }
+
+    /// Whether the disk has no room for the database to grow.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     /// Something is about to be written.
@@ -73,22 +87,41 @@ impl Drop for Checkpointer {
     }
 }
 
-fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, woken: &Receiver<()>) {
+fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, full: &AtomicBool, woken: &Receiver<()>) {
     let mut connection = None;
     let mut again = false;
-    while again || woken.recv().is_ok() {
+    let mut ends = false;
+    while !ends && (again || woken.recv().is_ok()) {
         // Others will follow the first.
         let due = Instant::now() + soon;
-        while writes.load(Ordering::Relaxed) < WRITES
-            && woken.recv_timeout(due.saturating_duration_since(Instant::now())).is_ok()
-        {}
+        while writes.load(Ordering::Relaxed) < WRITES {
+            match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    ends = true;
+                    break;
+                }
+            }
+        }
         // Who was counted may not have committed yet: it is looked at once more.
         again = writes.swap(0, Ordering::Relaxed) > 0;
-        let done = checkpoint(file, &mut connection);
-        if let Err(error) = done {
-            warn!(database = %file.display(), %error, "the log could not be brought into the database");
-            connection = None;
+        let no_room = match checkpoint(file, &mut connection) {
+            Ok(()) => false,
+            Err(error) => {
+                connection = None;
+                let no_room = database_kind(&error) == ErrorKind::Exhausted;
+                if !(no_room && full.load(Ordering::Relaxed)) {
+                    warn!(database = %file.display(), %error, "the log could not be brought into the database");
+                }
+                no_room
+            }
+        };
+        if full.swap(no_room, Ordering::Relaxed) && !no_room {
+            info!(database = %file.display(), "the log is in the database now");
         }
+        // Until there is room.
+        again |= no_room;
     }
 }
 
@@ -103,7 +136,11 @@ fn checkpoint(file: &PathBuf, kept: &mut Option<Connection>) -> rusqlite::Result
     };
     // Answers with: was anybody in the way, pages in the log, pages brought over.
     let pages = |how: &str| connection.query_row(how, [], |row| row.get::<_, i64>(1));
-    if pages("PRAGMA wal_checkpoint(PASSIVE)")? > TOO_LONG {
+    let longest = match room::keep(connection, file) {
+        Disk::Plenty => TOO_LONG,
+        Disk::Short => room::LOG_FRAMES / 2,
+    };
+    if pages("PRAGMA wal_checkpoint(PASSIVE)")? > longest {
         pages("PRAGMA wal_checkpoint(RESTART)")?;
     }
     Ok(())

@@ -141,6 +141,14 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
+    /// The disk is full, and what room is left for records is for what has begun already.
+    #[error("begin nothing on {resource} records: the disk of {file} is full")]
+    Full {
+        /// `instance`.
+        resource: &'static str,
+        /// The database.
+        file: PathBuf,
+    },
     /// SQLite refused.
     #[error("{action} {resource} records")]
     Database {
@@ -161,6 +169,7 @@ impl Kind for RecordError {
             Self::Absent { .. } => ErrorKind::NotFound,
             Self::Garbled { .. } => ErrorKind::Corrupt,
             Self::Encode { .. } => ErrorKind::Internal,
+            Self::Full { .. } => ErrorKind::Exhausted,
             Self::Database { source, .. } => database_kind(source),
         }
     }
@@ -171,16 +180,17 @@ impl Kind for RecordError {
                 Some(format!("choose another name, or remove the one that has it ({id})"))
             }
             Self::Taken { holder: None, .. } => Some("choose another name, or remove the one that has it".into()),
-            Self::Database { source, .. } if database_kind(source) == ErrorKind::Exhausted => {
-                Some("free space where the data directory is".into())
-            }
+            Self::Full { .. } => Some(FREE_SPACE.into()),
+            Self::Database { source, .. } if database_kind(source) == ErrorKind::Exhausted => Some(FREE_SPACE.into()),
             Self::Absent { .. } | Self::Garbled { .. } | Self::Encode { .. } | Self::Database { .. } => None,
         }
     }
 }
 
+const FREE_SPACE: &str = "free space where the data directory is";
+
 /// The kind of a failure of SQLite.
-fn database_kind(error: &rusqlite::Error) -> ErrorKind {
+pub(crate) fn database_kind(error: &rusqlite::Error) -> ErrorKind {
     use rusqlite::ffi::ErrorCode;
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory | ErrorCode::TooBig) => ErrorKind::Exhausted,

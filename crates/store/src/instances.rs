@@ -121,13 +121,13 @@ impl Store {
     /// Adds a record.
     ///
     /// # Errors
-    /// `already_exists` if another instance has its name or id.
+    /// `already_exists` if another instance has its name or id; `exhausted` as in [`Self::begin`].
     pub fn insert_instance(&self, record: &InstanceRecord) -> Result<(), RecordError> {
         let json = INSTANCE.encode(record)?;
         let (id, name) = (record.id.as_str(), record.spec.name.as_str());
         INSTANCE
             .write_unique(
-                &self.to_write(),
+                &*self.to_begin(INSTANCE.0)?,
                 "add to",
                 (
                     "INSERT INTO instances (id, name, created_at_ms, record) VALUES (?1, ?2, ?3, ?4)",
@@ -137,6 +137,15 @@ impl Store {
                 ("SELECT id FROM instances WHERE name = ?1 OR id = ?2", params![name, id]),
             )
             .map(drop)
+    }
+
+    /// Puts this record, which says that something begins, in place of the one with its id.
+    ///
+    /// # Errors
+    /// As [`Self::update_instance`]; `exhausted` if the disk is so full that what room it has for records
+    /// is for what has begun already.
+    pub fn begin(&self, record: &InstanceRecord) -> Result<(), RecordError> {
+        update(&*self.to_begin(INSTANCE.0)?, record)
     }
 
     /// Puts this record in place of the one with its id.

@@ -10,7 +10,7 @@
 //!
 //! Writes survive the death of the process at any point; a power cut may take back the last few
 //! (WAL with `synchronous=NORMAL`), never leave half of one. No write waits for the disk: see
-//! `checkpoint.rs`.
+//! `checkpoint.rs`. What was begun can be recorded to its end on a full disk, too: see `room.rs`.
 
 mod checkpoint;
 mod error;
@@ -19,6 +19,7 @@ mod instances;
 mod lock;
 pub mod lookup;
 pub mod phases;
+mod room;
 mod schema;
 mod snapshots;
 mod table;
@@ -61,6 +62,7 @@ impl Store {
         let lock = lock::DirLock::take(data_dir)?;
         let path = data_dir.join(DATABASE_FILE);
         let connection = schema::open(&path)?;
+        room::keep(&connection, &path);
         let checkpointer = checkpoint::Checkpointer::start(path.clone())
             .map_err(|source| OpenError::Checkpoints { file: path.clone(), source })?;
         Ok(Self { connection: Mutex::new(connection), checkpointer, path, _lock: lock })
@@ -76,6 +78,15 @@ impl Store {
     fn to_write(&self) -> MutexGuard<'_, Connection> {
         self.checkpointer.count();
         self.db()
+    }
+
+    /// The connection, to write that something begins. What room a full disk has for records is for
+    /// what has begun: nothing else does so as long as the log cannot be brought into the database.
+    fn to_begin(&self, resource: &'static str) -> Result<MutexGuard<'_, Connection>, RecordError> {
+        if self.checkpointer.is_full() {
+            return Err(RecordError::Full { resource, file: self.path.clone() });
+        }
+        Ok(self.to_write())
     }
 
     /// The connection. A panic while it was held cannot have left half a write: what is not

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::error::OpenError;
@@ -98,6 +99,8 @@ pub(crate) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     // Checkpoints are the business of `checkpoint.rs`.
     connection
         .execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0;")?;
+    // The last to close leaves the log where it is, with the room that is kept in it (`room.rs`).
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }

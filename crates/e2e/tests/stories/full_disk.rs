@@ -1,9 +1,12 @@
 //! A disk that is full: what is said, and that what was there goes on.
 
+use anyhow::{bail, ensure};
 use hearth_api::images::ImportImage;
 use hearth_api::instances::{ForkInstance, InstanceState};
 use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
 use hearth_e2e::{Setup, TestHost, TestImage, refused};
+
+use crate::firecracker::simulated;
 
 #[test]
 fn an_image_that_does_not_fit() {
@@ -78,6 +81,60 @@ fn of_a_disk_the_reserve_is_for_what_is_there() {
         host.free_disk()?;
         base.standby().await?;
         base.fork("web").await?;
+        Ok(())
+    });
+}
+
+/// Not a block is free. Records have room of their own: what is answered is there after a kill.
+#[test]
+fn what_is_answered_on_a_full_disk_is_there_after_a_kill() {
+    // The instances' own logs have no room.
+    simulated().disk(256).expect_log("log could not be").expect_log("operation failed").story(async |host| {
+        let names = ["starts", "stops", "pauses", "goes", "sleeps"];
+        let mut guests = Vec::new();
+        for name in names {
+            let vm = host.boot_with(name, |request| request.network = None).await?;
+            vm.run(&["write", "/file", name]).await?;
+            guests.push(vm);
+        }
+        let [starts, stops, pauses, goes, sleeps] = &guests[..] else { bail!("five") };
+        starts.stop().await?;
+        sleeps.standby().await?;
+        let killed = || {
+            host.crash_daemon()?;
+            host.fill_disk(0)?;
+            host.start_daemon()
+        };
+        host.fill_disk(0)?;
+        for _ in 0..3 {
+            starts.start().await?;
+            stops.stop().await?;
+            killed()?;
+            starts.is(InstanceState::Running).await?;
+            stops.is(InstanceState::Stopped).await?;
+            starts.stop().await?;
+            stops.start().await?;
+            killed()?;
+            starts.is(InstanceState::Stopped).await?;
+            stops.is(InstanceState::Running).await?;
+        }
+        // Its overlay would have to be copied. That it rests again is answered, too.
+        refused(host.client().restore("sleeps").await).is(507, "exhausted").says("sleeps").says("overlay");
+        pauses.standby().await.expect_err("its memory has no room");
+        goes.delete().await?;
+        killed()?;
+        sleeps.is(InstanceState::Standby).await?;
+        pauses.is(InstanceState::Running).await?;
+        ensure!(pauses.run(&["cat", "/file"]).await?.stdout.trim() == "pauses", "it has forgotten");
+        ensure!(host.instances().await?.len() == 4, "what was removed is there again");
+        // A daemon that ends keeps the room for the next one.
+        host.end_daemon()?;
+        host.fill_disk(0)?;
+        host.start_daemon()?;
+        stops.stop().await?;
+        host.free_disk()?;
+        sleeps.restore().await?;
+        ensure!(sleeps.run(&["cat", "/file"]).await?.stdout.trim() == "sleeps", "it has forgotten");
         Ok(())
     });
 }
