@@ -149,6 +149,9 @@ pub struct Swept {
     pub withdrawn_records: u32,
     /// Records of snapshots that were never published.
     pub unpublished_records: u32,
+    /// Directories of instances that were half made or half removed, or whose record had not reached the
+    /// disk.
+    pub directories: u32,
     /// Imports of guests that were cut off, each with its VMM.
     pub imports: u32,
     /// Images whose import or removal was cut off.

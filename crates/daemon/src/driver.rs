@@ -28,7 +28,7 @@ use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::{self, Born, Live, Outcome, Subject};
 use crate::registry::Registry;
 use crate::run::{Run, blocking};
-use crate::{agents, console, restart};
+use crate::{agents, console, fresh, restart};
 
 #[cfg(test)]
 mod ended;
@@ -249,6 +249,9 @@ impl Driver {
         }
         self.count(op, done.as_ref().map(drop).map_err(|error| error.kind), began);
         drop(reply.send(done));
+        if matches!(op, Op::Create | Op::Fork) && !gone {
+            fresh::unmark_later(&self.host, self.handle.dir());
+        }
         gone
     }
 

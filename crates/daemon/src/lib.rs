@@ -12,6 +12,7 @@ mod console;
 mod doctor;
 mod driver;
 mod error;
+mod fresh;
 mod handle;
 mod hatch;
 mod host;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// What was done to an instance, in its directory.
 pub(crate) const HEARTH_LOG: &str = "hearth.log";
+/// How the name begins of an instance's directory that is half made, or half removed.
+pub(crate) const UNFINISHED: &str = ".new-";
 
 use hearth_model::{InstanceId, SnapshotId};
 
@@ -79,6 +81,12 @@ pub(crate) struct InstanceDir {
 impl InstanceDir {
     pub(crate) fn path(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where it is made before it has its name, and removed when it has it no more.
+    pub(crate) fn aside(&self) -> Self {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
+        Self { dir: self.dir.with_file_name(format!("{UNFINISHED}{name}")) }
     }
 
     /// One that is there, of whatever name.

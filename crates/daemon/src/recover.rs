@@ -25,7 +25,7 @@ use crate::ops::Live;
 use crate::ops::files::aside_of;
 use crate::registry::Registry;
 use crate::run::blocking;
-use crate::{agents, restart};
+use crate::{agents, fresh, restart};
 
 mod report;
 mod sweep;
@@ -220,8 +220,8 @@ pub(crate) async fn act(
         }
         Recovery::Remove | Recovery::FinishDelete => {
             clean(host, &record).await?;
-            let whole = host.data.instance(&record.id).path().to_owned();
-            blocking(move || hearth_disk::remove(&whole)).await?;
+            let whole = host.data.instance(&record.id);
+            blocking(move || fresh::remove(&whole)).await?;
             Found::Nothing
         }
         Recovery::Hold(why) => Found::Unseen(why),

@@ -332,7 +332,7 @@ impl World {
     }
 }
 
-/// Names of all files below, but for logs.
+/// Names of all files below, but for logs, and the mark that goes in its own time.
 fn files(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let mut dirs = vec![dir.to_owned()];
@@ -341,7 +341,9 @@ fn files(dir: &Path) -> Vec<String> {
             let path = entry.path();
             if path.is_dir() {
                 dirs.push(path);
-            } else if path.extension().is_none_or(|e| e != "log") {
+            } else if path.extension().is_none_or(|e| e != "log")
+                && !entry.file_name().to_str().is_some_and(crate::fresh::is_mark)
+            {
                 names.push(path.strip_prefix(dir).expect("below it").display().to_string());
             }
         }

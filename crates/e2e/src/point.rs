@@ -228,10 +228,11 @@ impl Eyes {
                 continue;
             }
             let path = dir.path.join(name.as_ref());
-            if dir.below && event.events().contains(ReadFlags::CREATE | ReadFlags::ISDIR) {
+            let (events, comes) = (event.events(), ReadFlags::CREATE | ReadFlags::MOVED_TO);
+            if dir.below && events.contains(ReadFlags::ISDIR) && events.intersects(comes) {
                 made.push(path.clone());
             }
-            seen.push(format!("{} {}", verb(event.events()), path.display()));
+            seen.push(format!("{} {}", verb(events), path.display()));
         }
         made.iter().try_for_each(|path| self.add_all(path))?;
         Ok(seen)
@@ -278,7 +279,8 @@ mod tests {
         fs::create_dir(&instances).expect("made");
         let watch = Watch::begin(dir.path(), &[], None).expect("watched");
         fs::write(dir.path().join(RECORDS), "x").expect("written");
-        fs::create_dir(instances.join("i")).expect("made");
+        fs::create_dir(instances.join(".new-i")).expect("made");
+        fs::rename(instances.join(".new-i"), instances.join("i")).expect("put in place");
         std::thread::sleep(Duration::from_millis(50));
         fs::write(instances.join("i/memory"), "x").expect("written");
         fs::remove_file(instances.join("i/memory")).expect("removed");
@@ -286,7 +288,7 @@ mod tests {
         let seen: Vec<String> = watch.end().expect("it went well").into_iter().map(|change| change.what).collect();
         for (what, name) in [
             ("recorded in", RECORDS),
-            ("made", "instances/i"),
+            ("moved to", "instances/i"),
             ("made", "instances/i/memory"),
             ("removed", "instances/i/memory"),
         ] {

@@ -146,6 +146,38 @@ pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Reco
     }
 }
 
+/// What the directory of an instance says of itself that no record knows of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// It was made before the host was booted, and its record was not on the disk yet.
+    OfAnEarlierBoot,
+    /// It was made since: a record that no disk has got is still in the kernel's memory.
+    OfThisBoot,
+    /// None: its record has been on the disk.
+    Absent,
+    /// Could not look.
+    Unknown,
+}
+
+/// What to do about such a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stray {
+    /// Its record went with the power: nobody has heard of it for longer than some seconds.
+    Remove,
+    /// It may be somebody's whose records were exchanged for older ones. Leave it, and say why.
+    Leave(&'static str),
+}
+
+/// Decides, purely, about an instance's directory without a record.
+#[must_use]
+pub const fn recover_stray(mark: Mark) -> Stray {
+    match mark {
+        Mark::OfAnEarlierBoot => Stray::Remove,
+        Mark::OfThisBoot | Mark::Absent => Stray::Leave("an instance's directory without a record"),
+        Mark::Unknown => Stray::Leave("an instance's directory without a record, which could not be looked into"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +220,14 @@ mod tests {
         assert_eq!(names.len(), Outcome::ALL.len());
         let uneventful: Vec<_> = Outcome::ALL.into_iter().filter(|outcome| outcome.is_uneventful()).collect();
         assert_eq!(uneventful, [Outcome::Adopted, Outcome::Rests]);
+    }
+
+    #[test]
+    fn a_directory_without_a_record_goes_only_if_the_power_took_its_record() {
+        assert_eq!(recover_stray(Mark::OfAnEarlierBoot), Stray::Remove);
+        for mark in [Mark::OfThisBoot, Mark::Absent, Mark::Unknown] {
+            assert!(matches!(recover_stray(mark), Stray::Leave(_)), "{mark:?}");
+        }
     }
 
     #[test]

@@ -70,8 +70,9 @@ pub const DAMAGED: &str = "damaged.json";
 const DRAFT_PREFIX: &str = ".draft-";
 const TRASH_PREFIX: &str = ".trash-";
 
-/// This host's current boot, to know whether it was down since a bundle was published.
-fn boot_id() -> String {
+/// This host's current boot, to know whether it was down since something was made. Empty where the kernel
+/// does not say.
+pub fn boot_id() -> String {
     // It cannot change while this process lives, and is read on every publication.
     static BOOT_ID: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();

@@ -10,9 +10,9 @@
 //! itself; so nothing is begun then that would have to be recorded ([`Checkpointer::is_full`]).
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub(crate) struct Checkpointer {
     writes: Arc<AtomicU32>,
     /// The last checkpoint found no room.
     full: Arc<AtomicBool>,
+    /// When the last checkpoint began that brought all over.
+    whole: Arc<Mutex<Option<Instant>>>,
     /// None while it is dropped: the thread ends with it.
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -54,15 +56,29 @@ impl Checkpointer {
         let (wake, woken) = sync_channel(1);
         let writes = Arc::new(AtomicU32::new(0));
         let full = Arc::new(AtomicBool::new(false));
-        let (counted, found) = (Arc::clone(&writes), Arc::clone(&full));
-        let work = move || work(&file, soon, &counted, &found, &woken);
+        let whole = Arc::default();
+        let (counted, found, brought) = (Arc::clone(&writes), Arc::clone(&full), Arc::clone(&whole));
+        let work = move || work(&file, soon, &counted, (&found, &brought), &woken);
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { writes, full, wake: Some(wake), thread: Some(thread) })
+        Ok(Self { writes, full, whole, wake: Some(wake), thread: Some(thread) })
     }
 
     /// Whether the disk has no room for the database to grow.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether all that was committed by `then` is on the disk.
+    pub(crate) fn is_on_disk(&self, then: Instant) -> bool {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|began| began > then)
+    }
+
+    /// What is written is wanted on the disk at once.
+    pub(crate) fn hurry(&self) {
+        self.writes.fetch_add(WRITES, Ordering::Relaxed);
+        if let Some(wake) = &self.wake {
+            wake.try_send(()).ok();
+        }
     }
 
     /// Something is about to be written.
@@ -87,7 +103,13 @@ impl Drop for Checkpointer {
     }
 }
 
-fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, full: &AtomicBool, woken: &Receiver<()>) {
+fn work(
+    file: &PathBuf,
+    soon: Duration,
+    writes: &AtomicU32,
+    (full, whole): (&AtomicBool, &Mutex<Option<Instant>>),
+    woken: &Receiver<()>,
+) {
     let mut connection = None;
     let mut again = false;
     let mut ends = false;
@@ -106,8 +128,14 @@ fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, full: &AtomicBool, w
         }
         // Who was counted may not have committed yet: it is looked at once more.
         again = writes.swap(0, Ordering::Relaxed) > 0;
+        let began = Instant::now();
         let no_room = match checkpoint(file, &mut connection) {
-            Ok(()) => false,
+            Ok(Brought::All) => {
+                *whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+                false
+            }
+            // Others were writing: they have been counted.
+            Ok(Brought::Some) => false,
             Err(error) => {
                 connection = None;
                 let no_room = database_kind(&error) == ErrorKind::Exhausted;
@@ -125,7 +153,14 @@ fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, full: &AtomicBool, w
     }
 }
 
-fn checkpoint(file: &PathBuf, kept: &mut Option<Connection>) -> rusqlite::Result<()> {
+/// How much of the log is in the database, and on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Brought {
+    All,
+    Some,
+}
+
+fn checkpoint(file: &PathBuf, kept: &mut Option<Connection>) -> rusqlite::Result<Brought> {
     let connection = match kept {
         Some(connection) => connection,
         None => {
@@ -135,15 +170,16 @@ fn checkpoint(file: &PathBuf, kept: &mut Option<Connection>) -> rusqlite::Result
         }
     };
     // Answers with: was anybody in the way, pages in the log, pages brought over.
-    let pages = |how: &str| connection.query_row(how, [], |row| row.get::<_, i64>(1));
+    let pages = |how: &str| connection.query_row(how, [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)));
     let longest = match room::keep(connection, file) {
         Disk::Plenty => TOO_LONG,
         Disk::Short => room::LOG_FRAMES / 2,
     };
-    if pages("PRAGMA wal_checkpoint(PASSIVE)")? > longest {
-        pages("PRAGMA wal_checkpoint(RESTART)")?;
+    let (mut log, mut brought) = pages("PRAGMA wal_checkpoint(PASSIVE)")?;
+    if log > longest {
+        (log, brought) = pages("PRAGMA wal_checkpoint(RESTART)")?;
     }
-    Ok(())
+    Ok(if log == brought { Brought::All } else { Brought::Some })
 }
 
 #[cfg(test)]
@@ -183,16 +219,27 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(60), "so many do not wait");
             std::thread::sleep(Duration::from_millis(5));
         }
-        // One alone waits for others, or for the end.
+        // One that is wanted there waits for nobody.
+        let now = Instant::now();
         write(600);
+        checkpointer.hurry();
+        while !checkpointer.is_on_disk(now) {
+            assert!(now.elapsed() < Duration::from_secs(60), "it is not hurried");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(all_over());
+        // One alone waits for others, or for the end.
+        write(601);
         checkpointer.count();
         assert!(!all_over());
+        let now = Instant::now();
+        assert!(checkpointer.is_on_disk(began) && !checkpointer.is_on_disk(now));
         drop(checkpointer);
         assert!(all_over());
         drop(connection);
         let count = schema::open(&file)
             .expect("opened again")
             .query_row("SELECT count(*) FROM images", [], |row| row.get::<_, i64>(0));
-        assert_eq!(count.expect("counted"), 601);
+        assert_eq!(count.expect("counted"), 602);
     }
 }

@@ -27,6 +27,7 @@ mod timelines;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rusqlite::Connection;
 
@@ -72,6 +73,23 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether everything that was written by `then` is on the disk: a power cut takes nothing of it back.
+    #[must_use]
+    pub fn is_on_disk(&self, then: Instant) -> bool {
+        self.checkpointer.is_on_disk(then)
+    }
+
+    /// Brings to the disk what is not there yet, at once, on a thread of its own: [`Self::is_on_disk`]
+    /// tells when.
+    pub fn sync_now(&self) {
+        self.checkpointer.hurry();
+    }
+
+    /// Brings to the disk what is not there yet, within seconds. Any write does so by itself.
+    pub fn sync_soon(&self) {
+        self.checkpointer.count();
     }
 
     /// The connection, to write with.

@@ -171,8 +171,8 @@ async fn recovery() -> Response {
             "state": "Running", "looks": 0,
         }],
         "swept": {
-            "bundles": 1, "withdrawn_records": 0, "unpublished_records": 0, "imports": 0, "images": 0,
-            "drafts": 0, "cgroups": 0, "slots": 0,
+            "bundles": 1, "withdrawn_records": 0, "unpublished_records": 0, "directories": 0,
+            "imports": 0, "images": 0, "drafts": 0, "cgroups": 0, "slots": 0,
             "left": [], "failed": [], "unlisted": 0,
         },
     }))

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use hearth_model::ErrorKind;
 
-use super::{Outcome, Subject, boot, files};
+use super::{Outcome, Subject, boot};
 use crate::error::OpError;
+use crate::fresh;
 use crate::host::Host;
 use crate::run::{Run, blocking};
 
 pub(super) async fn create(host: &Arc<Host>, subject: &mut Subject, run: &mut Run) -> Result<Outcome, OpError> {
     let dir = subject.dir.clone();
-    let whole = dir.path().to_owned();
-    run.undo("instance directory", blocking(move || hearth_disk::remove(&whole)));
-    let disks = dir.disks();
-    run.step("make directory", files::make_dir(disks)).await?;
+    let whole = dir.clone();
+    run.undo("instance directory", blocking(move || fresh::remove(&whole)));
+    let new = dir.clone();
+    run.step("make directory", blocking(move || fresh::make(&new))).await?;
 
     let images = host.data.images();
     let (digest, image) = (subject.record.image_digest.clone(), subject.record.spec.image.clone());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Outcome, Subject, stop};
 use crate::error::OpError;
+use crate::fresh;
 use crate::host::Host;
 use crate::run::{Run, blocking};
 
@@ -18,10 +19,10 @@ pub(super) async fn delete(
         stop::shut_down(host, subject, run).await;
     }
     stop::end(host, subject, run).await;
-    let whole = subject.dir.path().to_owned();
+    let whole = subject.dir.clone();
     run.finish("remove directory", || {
         let whole = whole.clone();
-        blocking(move || hearth_disk::remove(&whole))
+        blocking(move || fresh::remove(&whole))
     })
     .await;
     Ok(Outcome::Gone)

@@ -9,6 +9,7 @@ use hearth_store::SnapshotKind;
 
 use super::{ForkPlan, Outcome, Subject, Target, bring_back, bundle, files};
 use crate::error::OpError;
+use crate::fresh;
 use crate::host::Host;
 use crate::run::{Run, blocking};
 
@@ -20,9 +21,10 @@ pub(super) async fn fork(
 ) -> Result<Outcome, OpError> {
     let snapshot = plan.source.snapshot();
     let dir = subject.dir.clone();
-    let whole = dir.path().to_owned();
-    run.undo("instance directory", blocking(move || hearth_disk::remove(&whole)));
-    run.step("make directory", files::make_dir(dir.disks())).await?;
+    let whole = dir.clone();
+    run.undo("instance directory", blocking(move || fresh::remove(&whole)));
+    let new = dir.clone();
+    run.step("make directory", blocking(move || fresh::make(&new))).await?;
 
     match plan.target {
         Target::Running => {

@@ -57,6 +57,7 @@ pub(crate) struct Swept {
     pub(crate) bundles: u32,
     pub(crate) withdrawn_records: u32,
     pub(crate) unpublished_records: u32,
+    pub(crate) directories: u32,
     pub(crate) imports: u32,
     pub(crate) images: u32,
     pub(crate) drafts: u32,

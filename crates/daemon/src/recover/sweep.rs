@@ -9,15 +9,17 @@ use std::sync::Arc;
 
 use hearth_model::SnapshotId;
 use hearth_model::error::chain;
+use hearth_model::recovery::{Mark, Stray, recover_stray};
 use hearth_net::SweptSlots;
 use hearth_store::SnapshotRecord;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::report::{Swept, count};
 use crate::error::OpError;
+use crate::fresh;
 use crate::host::{Host, end_vmm};
 use crate::ops::bundle::NOT_PUBLISHED;
-use crate::paths::InstanceDir;
+use crate::paths::{InstanceDir, UNFINISHED};
 use crate::run::blocking;
 
 /// All of it. Before any VMM is started: what one is about to use looks like what one has left.
@@ -32,7 +34,7 @@ pub(super) async fn sweep(host: &Arc<Host>) -> Result<Swept, OpError> {
     imports(host, &mut swept).await;
     images(host, &mut swept).await?;
     drafts(host, &mut swept).await;
-    strays(host, &mut swept)?;
+    strays(host, &mut swept).await?;
     Ok(swept)
 }
 
@@ -198,21 +200,48 @@ async fn drafts(host: &Host, swept: &mut Swept) {
     }
 }
 
-/// Directories of instances that no record knows of. They may hold somebody's disks, so they are left:
-/// a power cut may have taken the record, or somebody has put back an older database.
-fn strays(host: &Host, swept: &mut Swept) -> Result<(), OpError> {
+/// Directories of instances that no record knows of. They may hold somebody's disks, who has put back an
+/// older database: only those go that were half made, or whose record went with the power.
+async fn strays(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
     let known: BTreeSet<String> = host.store.instances()?.iter().map(|record| record.id.to_string()).collect();
     let dir = host.data.instances();
-    match list(&dir) {
-        Ok(found) => {
-            let is_known =
-                |path: &PathBuf| path.file_name().is_some_and(|name| known.contains(&*name.to_string_lossy()));
-            for stray in found.iter().filter(|path| !is_known(path)) {
-                warn!(dir = %stray.display(), "an instance's directory without a record: left as it is");
-                swept.left(stray.display().to_string(), "an instance's directory without a record");
+    let found = match list(&dir) {
+        Ok(found) => found,
+        Err(error) => {
+            could_not_look(dir, &error, swept);
+            return Ok(());
+        }
+    };
+    for path in found {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mark = fresh::mark(&path);
+        if known.contains(&name) {
+            if mark != Mark::Absent {
+                fresh::unmark_later(host, InstanceDir::at(path));
+            }
+            continue;
+        }
+        let stray = if name.starts_with(UNFINISHED) { Stray::Remove } else { recover_stray(mark) };
+        match stray {
+            Stray::Remove => {
+                info!(dir = %path.display(), "an instance's directory whose record had not come, or had gone: removed");
+                let removed = blocking({
+                    let path = path.clone();
+                    move || hearth_disk::remove(&path)
+                });
+                match removed.await {
+                    Ok(()) => swept.directories += 1,
+                    Err(error) => {
+                        warn!(%error, "an instance's directory could not be removed");
+                        swept.failed(path.display().to_string(), error.chain());
+                    }
+                }
+            }
+            Stray::Leave(why) => {
+                warn!(dir = %path.display(), why, "left as it is");
+                swept.left(path.display().to_string(), why);
             }
         }
-        Err(error) => could_not_look(dir, &error, swept),
     }
     Ok(())
 }

@@ -42,6 +42,8 @@ struct Cut {
 struct Found {
     loaded: usize,
     not_yet: usize,
+    /// Directories of instances whose record went with the power.
+    removed: u32,
 }
 
 /// 6 cuts; `HEARTH_TEST_CUTS` for more.
@@ -52,7 +54,7 @@ fn what_is_there_after_the_power_was_cut_can_be_used_or_says_why_not() {
     // The daemon tells of whatever it finds cut off.
     setup.expect_log("").story(async |host| {
         let web = host.boot_with("web", |request| request.network = None).await?;
-        let images = (images(host)?, Instant::now());
+        let images = images(host)?;
         let mut promised = Promised::default();
         let mut taken = Vec::new();
         for round in 0..cuts {
@@ -98,6 +100,7 @@ fn what_is_there_after_the_power_was_cut_can_be_used_or_says_why_not() {
             let found = look(host, cut, &images).await.with_context(|| format!("cut off during {:?}", cut.during))?;
             eprintln!("cut off during {:?}: {found:?}", cut.during);
             (all.loaded, all.not_yet) = (all.loaded + found.loaded, all.not_yet + found.not_yet);
+            all.removed += found.removed;
         }
         eprintln!("{cuts} cuts: {all:?}");
         ensure!(all.loaded > 0, "nothing was there to be loaded");
@@ -106,12 +109,16 @@ fn what_is_there_after_the_power_was_cut_can_be_used_or_says_why_not() {
 }
 
 /// Comes back after a cut, and uses everything that is there.
-async fn look(host: &TestHost, cut: &Cut, (images, imported_at): &(Vec<(String, u64)>, Instant)) -> Result<Found> {
+async fn look(host: &TestHost, cut: &Cut, images: &[(String, u64)]) -> Result<Found> {
     host.come_back(&cut.disk)?;
-    let mut found = Found::default();
+    let swept = host.client().recovery().await?.swept;
+    ensure!(swept.failed.is_empty(), "not swept: {:?}", swept.failed);
+    // Of whatever was made in the last seconds all is there, or nothing.
+    let nobodys = swept.left.iter().find(|left| left.why.contains("without a record"));
+    ensure!(nobodys.is_none(), "left of what was lost: {nobodys:?}");
+    let mut found = Found { removed: swept.directories, ..Found::default() };
     let there = self::images(host)?;
-    let lost = there.is_empty() && cut.at.duration_since(*imported_at) < LASTS_AFTER;
-    ensure!(lost || there == *images, "an image is not what it was: {there:?}, not {images:?}");
+    ensure!(there == images, "an image is not what it was: {there:?}, not {images:?}");
     let snapshots = host.snapshots().await?;
     for (name, (content, at)) in &cut.promised.snapshots {
         if cut.at.duration_since(*at) < LASTS_AFTER {

@@ -54,6 +54,7 @@ fn row(instance: &RecoveredInstance) -> [String; 6] {
 
 fn swept(swept: &Swept) -> String {
     let counts = [
+        (swept.directories, "unfinished instance"),
         (swept.bundles, "bundle"),
         (swept.withdrawn_records + swept.unpublished_records, "snapshot record"),
         (swept.imports, "import"),
@@ -98,8 +99,8 @@ mod tests {
                  "state": "Running", "looks": 0},
             ],
             "swept": {
-                "bundles": 2, "withdrawn_records": 1, "unpublished_records": 0, "imports": 0, "images": 1,
-                "drafts": 0, "cgroups": 1, "slots": 0,
+                "bundles": 2, "withdrawn_records": 1, "unpublished_records": 0, "directories": 1, "imports": 0,
+                "images": 1, "drafts": 0, "cgroups": 1, "slots": 0,
                 "left": [{"what": "snapshots/x", "why": "a bundle without a record"}],
                 "failed": [{"what": "imports/y", "why": "Read-only file system"}], "unlisted": 1,
             },
@@ -113,7 +114,7 @@ bad   Running               unknown  failed   Unknown  no descriptors; looked fo
 job   Initializing (start)  alive    undone   Stopped
 web   Running               alive    adopted  Running
 and 4 more
-swept: 2 bundles, 1 snapshot record, 1 image, 1 cgroup
+swept: 1 unfinished instance, 2 bundles, 1 snapshot record, 1 image, 1 cgroup
 left: snapshots/x: a bundle without a record
 not swept: imports/y: Read-only file system
 and 1 more that were left or not swept

@@ -174,6 +174,40 @@ async fn what_nobody_owned_is_counted_and_what_stays_is_named() {
     std::fs::remove_dir(another_s).expect("it is left as it is");
 }
 
+/// What is left of instances without a record: after a power cut, of an operation, and of other records.
+#[tokio::test]
+async fn a_directory_whose_record_went_with_the_power_is_swept_and_every_other_stays() {
+    let mut server = Server::new().await;
+    let web = server.world.create("web").await.expect("created").dir();
+    let instances = server.world.host.data.instances();
+    let this_boot = hearth_snapshot::boot_id();
+    let made = |name: &str, mark: Option<&str>| {
+        let dir = instances.join(name);
+        std::fs::create_dir_all(dir.join("disks")).expect("made");
+        mark.into_iter().for_each(|mark| std::fs::write(dir.join(mark), "").expect("marked"));
+        dir
+    };
+    let mark = |boot: &str| format!("unrecorded-{boot}");
+    let went = made("went", Some(&mark("00000000-0000-4000-8000-000000000001")));
+    let half = made(".new-half", None);
+    let exchanged = made("exchanged", Some(&mark(&this_boot)));
+    let old = made("old", None);
+    server.world.reborn().await;
+
+    let told = recovery(&server).await.swept;
+    assert_eq!((told.directories, &told.failed), (2, &Vec::new()), "{told:?}");
+    assert!(!went.exists() && !half.exists() && web.disks().exists());
+    let prefix = instances.to_str().expect("UTF-8");
+    let left = told.left.iter().filter(|left| left.what.starts_with(prefix));
+    let left: Vec<_> = left.map(|left| (&*left.what, &*left.why)).collect();
+    for dir in [exchanged, old] {
+        let named = (dir.to_str().expect("UTF-8"), "an instance's directory without a record");
+        assert!(left.contains(&named), "{named:?} in {left:?}");
+        std::fs::remove_dir_all(dir).expect("it is left as it is");
+    }
+    assert_eq!(left.len(), 2);
+}
+
 /// What the daemon had done of an import or a removal when it was killed.
 #[tokio::test]
 async fn an_image_that_nobody_came_to_name_is_swept_and_every_other_stays() {

@@ -1,0 +1,162 @@
+//! The directory of a new instance: made, marked, and removed.
+//!
+//! A power cut in the seconds after an instance was made may take its record and leave its directory. So
+//! there is a mark in that from its first moment, until the record is on the disk. The next daemon removes
+//! a directory with a mark and without a record; one without either may be somebody's, and is left.
+//!
+//! File systems keep the order in which names were made, not what is in files: so all that is known is in
+//! names. The directory gets its own last, and loses it first.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth_disk::FileError;
+use hearth_model::recovery::Mark;
+use hearth_snapshot::boot_id;
+use tracing::{Instrument as _, debug};
+
+use crate::host::Host;
+use crate::paths::InstanceDir;
+use crate::run::blocking;
+
+/// How the name of the mark begins; then comes the boot in which it was made.
+const MARK: &str = "unrecorded-";
+/// A record is on the disk so long after it was written, if all is well.
+const SOON: Duration = Duration::from_secs(6);
+/// If not, it is looked again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether this is the name of a file that is a mark.
+pub(crate) fn is_mark(name: &str) -> bool {
+    name.starts_with(MARK)
+}
+
+/// Makes the directory of a new instance, with the mark.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn make(dir: &InstanceDir) -> Result<(), FileError> {
+    let aside = dir.aside();
+    let disks = aside.disks();
+    fs::create_dir_all(&disks).map_err(failed("make directory", &disks))?;
+    let mark = aside.path().join(format!("{MARK}{}", boot_id()));
+    File::create(&mark).map_err(failed("write", &mark))?;
+    fs::rename(aside.path(), dir.path()).map_err(failed("put in place", dir.path()))
+}
+
+/// Removes the directory of an instance, however much of it there is.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn remove(dir: &InstanceDir) -> Result<(), FileError> {
+    let aside = dir.aside();
+    hearth_disk::remove(aside.path())?;
+    match fs::rename(dir.path(), aside.path()) {
+        Ok(()) => hearth_disk::remove(aside.path()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A full disk may have no room for another name.
+        Err(_) => hearth_disk::remove(dir.path()),
+    }
+}
+
+/// What the directory at `path` says of itself.
+pub(crate) fn mark(path: &Path) -> Mark {
+    let Ok(marks) = marks(path) else { return Mark::Unknown };
+    let this = format!("{MARK}{}", boot_id());
+    match &marks[..] {
+        [] => Mark::Absent,
+        marks if boot_id().is_empty() || marks.iter().any(|mark| mark.ends_with(&this)) => Mark::OfThisBoot,
+        _ => Mark::OfAnEarlierBoot,
+    }
+}
+
+/// Takes the mark away once what is recorded by now is on the disk, off every hot path.
+pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
+    let (recorded, weak) = (Instant::now(), Arc::downgrade(host));
+    host.store.sync_soon();
+    let work = async move {
+        tokio::time::sleep(SOON).await;
+        loop {
+            // A daemon that has ended leaves it to the next one.
+            let Some(host) = weak.upgrade() else { return };
+            if host.store.is_on_disk(recorded) {
+                break;
+            }
+            drop(host);
+            tokio::time::sleep(AGAIN).await;
+        }
+        let unmarked = blocking(move || {
+            let marks = marks(dir.path()).map_err(failed("list", dir.path()))?;
+            marks.iter().try_for_each(|mark| hearth_disk::remove(mark))
+        });
+        if let Err(error) = unmarked.await {
+            // Deleted meanwhile, for one. The next start tries again.
+            debug!(%error, "the mark of a new instance could not be taken away");
+        }
+    };
+    tokio::spawn(work.in_current_span());
+}
+
+fn marks(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut marks = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(is_mark) {
+            marks.push(entry.path());
+        }
+    }
+    Ok(marks)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::DataDir;
+    use crate::world::World;
+
+    #[test]
+    fn it_is_marked_from_its_first_moment_and_removed_with_all_that_was_begun() {
+        let root = tempfile::tempdir().expect("a directory");
+        let data = DataDir::new(root.path().to_owned());
+        let dir = data.instance(&hearth_model::InstanceId::from_entropy([3; 16]));
+        let names = || fs::read_dir(data.instances()).map_or(0, Iterator::count);
+        remove(&dir).expect("nothing of it is there");
+        for _ in 0..2 {
+            make(&dir).expect("made");
+            assert!(dir.disks().is_dir());
+            assert_eq!((mark(dir.path()), names()), (Mark::OfThisBoot, 1));
+            // One that was being made again when somebody died.
+            fs::create_dir_all(dir.aside().disks()).expect("made");
+            remove(&dir).expect("removed");
+            assert_eq!(names(), 0);
+        }
+        make(&dir).expect("made");
+        let found = marks(dir.path()).expect("listed").remove(0);
+        fs::rename(&found, dir.path().join("unrecorded-00000000-0000-4000-8000-000000000001")).expect("renamed");
+        assert_eq!(mark(dir.path()), Mark::OfAnEarlierBoot);
+        assert_eq!(mark(&dir.disks()), Mark::Absent);
+        assert_eq!(mark(&found), Mark::Unknown, "it is no directory");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_mark_goes_when_the_record_is_on_the_disk() {
+        let world = World::new().await;
+        let before = Instant::now();
+        let web = world.create("web").await.expect("created");
+        let dir = web.dir();
+        assert_eq!(mark(dir.path()), Mark::OfThisBoot);
+        while mark(dir.path()) != Mark::Absent {
+            assert!(before.elapsed() < Duration::from_secs(60), "it is marked for ever");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(world.host.store.is_on_disk(before));
+    }
+}
