@@ -194,7 +194,7 @@ impl FakeHost {
                 let log_tail = "saved for another machine, or damaged".to_owned();
                 return Err(LaunchError::Unloadable {
                     vmstate,
-                    exit: Box::new(Exit { ended: Ended::Code(1), out_of_memory: false, log_tail }),
+                    exit: Box::new(Exit { ended: Ended::Code(1), out_of_memory: false, disk_full: false, log_tail }),
                 });
             }
             let firecracker = spec.machine.backend == Backend::Firecracker;
@@ -381,7 +381,7 @@ impl Running {
 impl State {
     fn end(&mut self, pid: u32, ended: Ended) {
         if let Some(vmm) = self.vmms.remove(&pid) {
-            vmm.exit.send_replace(Some(Exit { ended, out_of_memory: false, log_tail: String::new() }));
+            vmm.exit.send_replace(Some(Exit { ended, ..Exit::unknown() }));
         }
     }
 }

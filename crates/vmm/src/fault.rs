@@ -7,7 +7,7 @@ use std::time::Duration;
 use hearth_model::error::io_kind;
 use hearth_model::{Backend, ErrorKind, Kind};
 
-use crate::process::Exit;
+use crate::process::{Exit, FREE_SPACE, tells_of_a_full_disk};
 use crate::spec::StateFormat;
 
 /// A VMM could not be launched; nothing of it is left but log files (and `memory`, after a boot).
@@ -43,10 +43,10 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The VMM ended before it was ready.
-    #[error("set up the VMM: it ended by itself ({})", exit.ended)]
+    #[error("set up the VMM: it ended by itself ({exit})")]
     Died { exit: Box<Exit> },
     /// The VMM ended while it read the saved state.
-    #[error("load {}: the VMM does not take it ({})", vmstate.display(), exit.ended)]
+    #[error("load {}: the VMM does not take it ({exit})", vmstate.display())]
     Unloadable { vmstate: PathBuf, exit: Box<Exit> },
     /// The VMM refused the saved state; it may have ended then.
     #[error("load {}: the VMM answers {answer:?}", vmstate.display())]
@@ -74,6 +74,9 @@ impl Kind for LaunchError {
             // What clone(2) says when no process more is allowed.
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::WouldBlock => ErrorKind::Exhausted,
             Self::Open { source, .. } | Self::Make { source, .. } | Self::Spawn { source, .. } => io_kind(source),
+            // Whatever was to be loaded, there was no room for what that makes.
+            Self::Unloadable { exit, .. } | Self::Died { exit } if exit.disk_full => ErrorKind::Exhausted,
+            Self::Refused { answer, .. } if tells_of_a_full_disk(answer) => ErrorKind::Exhausted,
             Self::MemorySize { .. } | Self::Unloadable { .. } | Self::Refused { .. } | Self::WrongFormat { .. } => {
                 ErrorKind::Incompatible
             }
@@ -96,6 +99,8 @@ impl Kind for LaunchError {
             Self::Open { what: "kernel" | "initrd", .. } => {
                 Some("`hearth doctor` says which kernel is used and how to get one".into())
             }
+            Self::Unloadable { exit, .. } if exit.disk_full => exit.hint(),
+            Self::Refused { answer, .. } if tells_of_a_full_disk(answer) => Some(FREE_SPACE.into()),
             Self::Unloadable { exit, .. } => Some(format!(
                 "it was saved by another version or for another machine, or is damaged; the VMM says: {}",
                 exit.log_tail
@@ -133,7 +138,7 @@ pub enum ControlError {
     #[error("{command}: the VMM's answer cannot be read: {line:?}")]
     Garbled { command: &'static str, line: String },
     /// It has ended.
-    #[error("{command}: the VMM has ended ({})", exit.ended)]
+    #[error("{command}: the VMM has ended ({exit})")]
     Gone { command: &'static str, exit: Box<Exit> },
     /// It did not answer in time.
     #[error("{command}: the VMM did not answer within {} s", after.as_secs())]
@@ -165,6 +170,8 @@ pub enum ControlError {
 impl Kind for ControlError {
     fn kind(&self) -> ErrorKind {
         match self {
+            Self::Refused { answer, .. } if tells_of_a_full_disk(answer) => ErrorKind::Exhausted,
+            Self::Gone { exit, .. } if exit.disk_full => ErrorKind::Exhausted,
             Self::Unreachable { .. }
             | Self::Refused { .. }
             | Self::Garbled { .. }
@@ -180,6 +187,7 @@ impl Kind for ControlError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Gone { exit, .. } => exit.hint(),
+            Self::Refused { answer, .. } if tells_of_a_full_disk(answer) => Some(FREE_SPACE.into()),
             Self::Pages { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("reading a guest's pages needs root, or the VMM's user with kernel.yama.ptrace_scope=0".into())
             }
@@ -287,5 +295,42 @@ impl Kind for UsageError {
             Self::Gone { .. } => ErrorKind::WrongState,
             Self::Read { source, .. } => io_kind(source),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Ended;
+
+    /// No saved state is to blame for a disk without room.
+    #[test]
+    fn what_found_no_room_is_exhausted_and_says_what_to_do() {
+        let exit = |disk_full| Box::new(Exit { ended: Ended::Code(1), disk_full, ..Exit::unknown() });
+        let answer = |full| match full {
+            true => "Error binding to the host-side Unix socket: No space left on device (os error 28)".to_owned(),
+            false => "CRC64 validation failed".to_owned(),
+        };
+        let vmstate = || PathBuf::from("vmstate");
+        let loads = |full| {
+            [
+                LaunchError::Unloadable { vmstate: vmstate(), exit: exit(full) },
+                LaunchError::Refused { vmstate: vmstate(), answer: answer(full), exit: None },
+                LaunchError::Refused { vmstate: vmstate(), answer: answer(full), exit: Some(exit(full)) },
+            ]
+        };
+        let others = |full| {
+            [
+                LaunchError::Died { exit: exit(full) },
+                LaunchError::Control(ControlError::Refused { command: "PUT /vsock", answer: answer(full) }),
+                LaunchError::from(ControlError::Gone { command: "PUT /vsock", exit: exit(full) }),
+            ]
+        };
+        for error in loads(true).into_iter().chain(others(true)) {
+            assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains(FREE_SPACE)), "{error}: {:?}", error.hint());
+        }
+        assert!(loads(false).iter().all(|error| error.kind() == ErrorKind::Incompatible));
+        assert!(others(false).iter().all(|error| error.kind() == ErrorKind::VmmFailed));
     }
 }

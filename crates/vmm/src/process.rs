@@ -59,18 +59,54 @@ pub struct Exit {
     /// The kernel killed it, or something that it had started, for want of memory; false also where
     /// nobody tells.
     pub out_of_memory: bool,
+    /// It has said that its disk has no room, or it gave up on a disk that had none.
+    pub disk_full: bool,
     /// The last lines of its log.
     pub log_tail: String,
 }
 
 impl Exit {
     pub(crate) fn unknown() -> Self {
-        Self { ended: Ended::Unknown, out_of_memory: false, log_tail: String::new() }
+        Self { ended: Ended::Unknown, out_of_memory: false, disk_full: false, log_tail: String::new() }
     }
 
     pub(crate) fn hint(&self) -> Option<String> {
-        (!self.log_tail.is_empty()).then(|| format!("the VMM's last words: {}", self.log_tail))
+        let words = (!self.log_tail.is_empty()).then(|| format!("the VMM's last words: {}", self.log_tail));
+        match (self.disk_full, words) {
+            (true, Some(words)) => Some(format!("{FREE_SPACE}; {words}")),
+            (true, None) => Some(FREE_SPACE.into()),
+            (false, words) => words,
+        }
     }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = if self.disk_full { "; its disk is full" } else { "" };
+        write!(f, "{}{disk}", self.ended)
+    }
+}
+
+/// What to do about a VMM that has found no room.
+pub(crate) const FREE_SPACE: &str = "free space where the data directory is";
+
+/// Whether a program says that a disk has no room: it has that from the kernel, whose words it keeps.
+pub(crate) fn tells_of_a_full_disk(words: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].iter().any(|text| words.contains(text))
+}
+
+/// Whether it ended because something went wrong for it.
+fn gave_up(ended: Ended) -> bool {
+    matches!(ended, Ended::Code(code) if code != 0)
+}
+
+/// Whether the disk of `dir` may have had no room for sockets and a few lines. Not every VMM says so.
+fn is_full(dir: &Path) -> bool {
+    const LITTLE: u64 = 1 << 20;
+    rustix::fs::statvfs(dir).is_ok_and(|disk| {
+        // Some file systems do not count their files.
+        disk.f_bavail.saturating_mul(disk.f_frsize) < LITTLE || (disk.f_files > 0 && disk.f_favail == 0)
+    })
 }
 
 /// A process to start.
@@ -258,10 +294,11 @@ fn watch_end(
             Err(_) => Ended::Unknown,
         };
         let log_tail = last_words(&dir);
+        let disk_full = tells_of_a_full_disk(&log_tail) || (gave_up(ended) && is_full(&dir));
         // Whoever is told of the end removes the cgroup.
         let out_of_memory = its_cgroup.is_some_and(|path| cgroup::ran_out_of_memory(&path));
-        tracing::debug!(pid, %ended, out_of_memory, "VMM process ended");
-        let _ = tell.send(Some(Exit { ended, out_of_memory, log_tail }));
+        tracing::debug!(pid, %ended, out_of_memory, disk_full, "VMM process ended");
+        let _ = tell.send(Some(Exit { ended, out_of_memory, disk_full, log_tail }));
     });
     Ok(Process { pid, start_ticks, pidfd, exit, cgroup })
 }
@@ -434,6 +471,21 @@ pub(crate) mod tests {
         assert!(at(ticks, &boot));
         assert!(!at(ticks + 1, &boot), "the same pid, used again");
         assert!(!at(ticks, "another boot"));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_known_by_the_kernel_s_words() {
+        for (line, full) in [
+            ("echo 'bind: No space left on device (os error 28)' >&2; exit 1", true),
+            ("echo 'no space for you' >&2; exit 1", false),
+            ("exit 1", false),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let exit = start(shell(dir.path(), line)).expect("a shell starts").exited().await;
+            assert_eq!((exit.ended, exit.disk_full), (Ended::Code(1), full), "{line}");
+            let says = exit.hint().is_some_and(|hint| hint.contains(FREE_SPACE));
+            assert_eq!((exit.to_string().contains("full"), says), (full, full), "{exit}");
+        }
     }
 
     /// A shell that runs a line with its output in `out`.

@@ -59,7 +59,7 @@ pub(crate) fn simulated() -> Setup {
 }
 
 /// From now on VMMs fail like this.
-fn fail(host: &TestHost, faults: &Value) -> Result<()> {
+pub(crate) fn fail(host: &TestHost, faults: &Value) -> Result<()> {
     let file = host.dir().join("firecracker.json");
     std::fs::write(file, json!({ "faults": faults }).to_string()).context("ask for faults")
 }

@@ -1,12 +1,16 @@
 //! A disk that is full: what is said, and that what was there goes on.
 
+use std::collections::BTreeSet;
+
 use anyhow::{bail, ensure};
+use hearth_api::client::ClientError;
 use hearth_api::images::ImportImage;
 use hearth_api::instances::{ForkInstance, InstanceState};
 use hearth_api::snapshots::{CreateSnapshot, SnapshotKind};
 use hearth_e2e::{Setup, TestHost, TestImage, refused};
+use serde_json::json;
 
-use crate::firecracker::simulated;
+use crate::firecracker::{fail, simulated};
 
 #[test]
 fn an_image_that_does_not_fit() {
@@ -136,5 +140,57 @@ fn what_is_answered_on_a_full_disk_is_there_after_a_kill() {
         sleeps.restore().await?;
         ensure!(sleeps.run(&["cat", "/file"]).await?.stdout.trim() == "sleeps", "it has forgotten");
         Ok(())
+    });
+}
+
+/// However little room there is, and whatever finds none, a clone or the VMM's sockets: it is the disk that is
+/// blamed, and no snapshot.
+#[test]
+fn no_snapshot_is_blamed_for_a_full_disk() {
+    // With so few files that can be made, each that a restore makes is the first for which there is no room.
+    simulated().disk(400).expect_log("").story(async |host| {
+        let base = host.boot_with("base", |request| request.network = None).await?;
+        base.run(&["write", "/file", "known"]).await?;
+        base.standby().await?;
+        let ballast = host.data().join("ballast");
+        std::fs::create_dir(&ballast)?;
+        let mut made = 0..;
+        let mut fill = || made.by_ref().find(|nth| std::fs::write(ballast.join(nth.to_string()), "").is_err());
+        let (mut last, mut restored, mut steps) = (0, 0, BTreeSet::new());
+        for left in 0..8 {
+            fill();
+            for _ in 0..left {
+                while std::fs::remove_file(ballast.join(last.to_string())).is_err() {
+                    last += 1;
+                }
+            }
+            match host.client().restore("base").await {
+                Ok(_) => {
+                    restored += 1;
+                    base.stop().await?;
+                    break;
+                }
+                Err(error) => {
+                    if let ClientError::Api(error) = &error {
+                        steps.insert(error.body.step.clone());
+                    }
+                    refused(Err::<(), _>(error)).is(507, "exhausted").says("base").advises("free space");
+                    base.is(InstanceState::Standby).await?;
+                }
+            }
+        }
+        eprintln!("no room in {steps:?}");
+        ensure!(!steps.is_empty() && restored == 1, "restored {restored} times");
+        std::fs::remove_dir_all(ballast)?;
+
+        // One that ends without a word.
+        let mute = json!([{ "on": "listen", "do": "exit" }]);
+        fail(host, &mute)?;
+        refused(host.client().start("base").await).is(502, "vmm_failed");
+        host.fill_disk(0)?;
+        refused(host.client().start("base").await).is(507, "exhausted").says("full").advises("free space");
+        host.free_disk()?;
+        fail(host, &json!([]))?;
+        base.start().await
     });
 }
