@@ -88,16 +88,33 @@ pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
             drop(host);
             tokio::time::sleep(AGAIN).await;
         }
-        let unmarked = blocking(move || {
-            let marks = marks(dir.path()).map_err(failed("list", dir.path()))?;
-            marks.iter().try_for_each(|mark| hearth_disk::remove(mark))
-        });
+        let unmarked = blocking(move || unmark(dir.path()));
         if let Err(error) = unmarked.await {
             // Deleted meanwhile, for one. The next start tries again.
             debug!(%error, "the mark of a new instance could not be taken away");
         }
     };
     tokio::spawn(work.in_current_span());
+}
+
+/// Takes all marks away, if the records get to the disk: a daemon that ends in peace leaves none.
+pub(crate) async fn unmark_all(host: &Host) {
+    if !host.records_are_on_disk().await {
+        return;
+    }
+    let instances = host.data.instances();
+    let unmarked = blocking(move || {
+        let dirs = fs::read_dir(&instances).map_err(failed("list", &instances))?;
+        dirs.flatten().try_for_each(|dir| unmark(&dir.path()))
+    });
+    if let Err(error) = unmarked.await {
+        debug!(%error, "the marks of new instances could not be taken away");
+    }
+}
+
+fn unmark(dir: &Path) -> Result<(), FileError> {
+    let marks = marks(dir).map_err(failed("list", dir))?;
+    marks.iter().try_for_each(|mark| hearth_disk::remove(mark))
 }
 
 fn marks(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -158,5 +175,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(world.host.store.is_on_disk(before));
+
+        // Nobody waits for that at the end.
+        let db = world.create("db").await.expect("created").dir();
+        assert_eq!(mark(db.path()), Mark::OfThisBoot);
+        unmark_all(&world.host).await;
+        assert_eq!(mark(db.path()), Mark::Absent);
     }
 }

@@ -30,6 +30,10 @@ use crate::run::blocking;
 use crate::scrub::Scrubber;
 use crate::settle::Settler;
 
+/// How long records may take to the disk: it is some milliseconds, mostly.
+const ON_DISK: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// Everything an operation may touch.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -143,6 +147,19 @@ impl Host {
             .await
         });
         files.await.cloned()
+    }
+
+    /// Brings the records to the disk as they are now, and waits for it. False if they do not get there.
+    pub(crate) async fn records_are_on_disk(&self) -> bool {
+        let now = Instant::now();
+        self.store.sync_now();
+        while !self.store.is_on_disk(now) {
+            if now.elapsed() > ON_DISK || self.store.is_full() {
+                return false;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        true
     }
 
     /// The backend to use when none is asked for.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use hearth_image::{Limits, Progress};
 use hearth_model::{ErrorKind, ImageRef};
@@ -14,10 +13,6 @@ use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::Host;
 use crate::run::blocking;
-
-/// How long records may take to the disk: a checkpoint is some milliseconds.
-const ON_DISK: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
@@ -77,7 +72,8 @@ impl Images {
             });
             return Err(error.into());
         }
-        if !self.are_on_disk().await {
+        // The mark goes after that, and so does what nobody names: a power cut leaves both or neither.
+        if !self.host.records_are_on_disk().await {
             tracing::warn!(image = %name, "an image's name is not on the disk yet: the next start looks again");
             return Ok(record);
         }
@@ -121,7 +117,7 @@ impl Images {
         let _turn = self.importing.lock().await;
         self.disown(&record.digest).await?;
         self.host.store.remove_image(&record.name)?;
-        if !self.are_on_disk().await {
+        if !self.host.records_are_on_disk().await {
             // Where there is no room for it, that is made now.
             tracing::warn!(image = %record.name, "that a name has gone is not on the disk yet");
         }
@@ -132,21 +128,6 @@ impl Images {
     async fn disown(&self, digest: &str) -> Result<(), OpError> {
         let (images, digest) = (self.host.data.images(), digest.to_owned());
         blocking(move || hearth_image::disown(&images, &digest)).await
-    }
-
-    /// Waits until the names are on the disk as they are now. The mark goes after that, and so does what
-    /// nobody names: otherwise a power cut could leave the one without the other. False if they do not get
-    /// there.
-    async fn are_on_disk(&self) -> bool {
-        let (now, store) = (Instant::now(), &self.host.store);
-        store.sync_now();
-        while !store.is_on_disk(now) {
-            if now.elapsed() > ON_DISK {
-                return false;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        true
     }
 
     /// The records say now whether anybody names this content.

@@ -81,6 +81,13 @@ impl Store {
         self.checkpointer.is_on_disk(then)
     }
 
+    /// Whether the disk has no room for the database to grow: what is written meanwhile is in the log, and
+    /// nothing is begun.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.checkpointer.is_full()
+    }
+
     /// Brings to the disk what is not there yet, at once, on a thread of its own: [`Self::is_on_disk`]
     /// tells when.
     pub fn sync_now(&self) {
@@ -101,7 +108,7 @@ impl Store {
     /// The connection, to write that something begins. What room a full disk has for records is for
     /// what has begun: nothing else does so as long as the log cannot be brought into the database.
     fn to_begin(&self, resource: &'static str) -> Result<MutexGuard<'_, Connection>, RecordError> {
-        if self.checkpointer.is_full() {
+        if self.is_full() {
             return Err(RecordError::Full { resource, file: self.path.clone() });
         }
         Ok(self.to_write())

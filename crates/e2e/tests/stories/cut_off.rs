@@ -457,8 +457,10 @@ fn files(dir: &Path) -> Vec<String> {
             }
             let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
             let logs = name.ends_with(".log") || name.ends_with(".err");
-            // A save that was begun takes the base away, and the sums of a bundle come later.
-            if !logs && !["memory.base", "settled.json"].contains(&name.as_str()) {
+            // A save that was begun takes the base away; the sums of a bundle come later, and the mark of an
+            // instance goes when its record is on the disk.
+            let comes_and_goes = ["memory.base", "settled.json", "unrecorded-"];
+            if !logs && !comes_and_goes.iter().any(|other| name.starts_with(other)) {
                 names.push(name);
             }
         }
