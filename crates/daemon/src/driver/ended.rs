@@ -11,8 +11,11 @@ use crate::world::World;
 async fn what_was_admitted_before_a_vmm_ended_does_not_bring_it_back_as_running() {
     let world = World::new().await;
     let web = world.create("web").await.expect("created");
-    let mut admitted = 0;
-    for _ in 0..20 {
+    // Which of them is first is the scheduler's: until it was often enough the other one.
+    let (mut rounds, mut admitted) = (0, 0);
+    while admitted < 5 {
+        rounds += 1;
+        assert!(rounds < 1000, "the driver was first but {admitted} times");
         world.fake().end(web.dir().path(), Ended::Code(1));
         // The driver is about to note the end; the view still says that it runs.
         while web.agent(Duration::ZERO).await.is_ok() {
@@ -24,5 +27,4 @@ async fn what_was_admitted_before_a_vmm_ended_does_not_bring_it_back_as_running(
         assert_eq!(*web.view().state(), InstanceState::Stopped);
         web.start().await.expect("it boots again");
     }
-    assert!(admitted > 0, "the driver was always first");
 }
