@@ -488,7 +488,10 @@ impl Driver {
     fn forget(&mut self) {
         self.unwatch();
         match self.host.store.remove_instance(&self.record.id) {
-            Ok(()) => self.host.networks.give_back(&self.record),
+            Ok(()) => {
+                self.host.networks.give_back(&self.record);
+                fresh::forget_later(&self.host, &self.handle.dir());
+            }
             Err(error) => {
                 error!(%error, "the record could not be removed: trying again");
                 let removed = remove_later(Arc::clone(&self.host), self.record.clone());
@@ -609,5 +612,6 @@ async fn remove_later(host: Arc<Host>, record: InstanceRecord) {
         tokio::time::sleep(STORE_AGAIN).await;
     }
     info!("the record is removed now");
+    fresh::forget_later(&host, &host.data.instance(&record.id));
     host.networks.give_back(&record);
 }

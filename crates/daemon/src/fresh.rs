@@ -4,9 +4,13 @@
 //! there is a mark in that from its first moment, until the record is on the disk. The next daemon removes
 //! a directory with a mark and without a record; one without either may be somebody's, and is left.
 //!
+//! The other way round, it may leave the record of an instance that was just removed. So that can be seen
+//! until it is on the disk that there is no record: the next daemon carries it on.
+//!
 //! File systems keep the order in which names were made, not what is in files: so all that is known is in
 //! names. The directory gets its own last, and loses it first.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +28,8 @@ use crate::run::blocking;
 
 /// How the name of the mark begins; then comes the boot in which it was made.
 const MARK: &str = "unrecorded-";
+/// A directory below the one that tells of its removal.
+const INSIDE: &str = "dir";
 /// A record is on the disk so long after it was written, if all is well.
 const SOON: Duration = Duration::from_secs(6);
 /// If not, it is looked again.
@@ -47,19 +53,28 @@ pub(crate) fn make(dir: &InstanceDir) -> Result<(), FileError> {
     fs::rename(aside.path(), dir.path()).map_err(failed("put in place", dir.path()))
 }
 
-/// Removes the directory of an instance, however much of it there is.
+/// Removes the directory of an instance, however much of it there is. That it was removed can be seen
+/// until [`forget_later`].
 ///
 /// # Errors
 /// The host's.
 pub(crate) fn remove(dir: &InstanceDir) -> Result<(), FileError> {
-    let aside = dir.aside();
-    hearth_disk::remove(aside.path())?;
-    match fs::rename(dir.path(), aside.path()) {
-        Ok(()) => hearth_disk::remove(aside.path()),
+    hearth_disk::remove(dir.aside().path())?;
+    let removed = dir.removed();
+    let inside = removed.join(INSIDE);
+    hearth_disk::remove(&inside)?;
+    let moved = fs::create_dir_all(&removed).and_then(|()| fs::rename(dir.path(), &inside));
+    match moved {
+        Ok(()) => hearth_disk::remove(&inside),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // A full disk may have no room for another name.
         Err(_) => hearth_disk::remove(dir.path()),
     }
+}
+
+/// Whether somebody was removing the instance.
+pub(crate) fn was_being_removed(dir: &InstanceDir) -> bool {
+    dir.removed().is_dir()
 }
 
 /// What the directory at `path` says of itself.
@@ -75,9 +90,19 @@ pub(crate) fn mark(path: &Path) -> Mark {
 
 /// Takes the mark away once what is recorded by now is on the disk, off every hot path.
 pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
+    later(host, move || unmark(dir.path()));
+}
+
+/// The same, of what tells that an instance was removed, after its record has gone.
+pub(crate) fn forget_later(host: &Arc<Host>, dir: &InstanceDir) {
+    let removed = dir.removed();
+    later(host, move || hearth_disk::remove(&removed));
+}
+
+fn later(host: &Arc<Host>, work: impl FnOnce() -> Result<(), FileError> + Send + 'static) {
     let (recorded, weak) = (Instant::now(), Arc::downgrade(host));
     host.store.sync_soon();
-    let work = async move {
+    let done = async move {
         tokio::time::sleep(SOON).await;
         loop {
             // A daemon that has ended leaves it to the next one.
@@ -88,27 +113,31 @@ pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
             drop(host);
             tokio::time::sleep(AGAIN).await;
         }
-        let unmarked = blocking(move || unmark(dir.path()));
-        if let Err(error) = unmarked.await {
+        if let Err(error) = blocking(work).await {
             // Deleted meanwhile, for one. The next start tries again.
-            debug!(%error, "the mark of a new instance could not be taken away");
+            debug!(%error, "what tells of an instance until it is recorded could not be taken away");
         }
     };
-    tokio::spawn(work.in_current_span());
+    tokio::spawn(done.in_current_span());
 }
 
-/// Takes all marks away, if the records get to the disk: a daemon that ends in peace leaves none.
-pub(crate) async fn unmark_all(host: &Host) {
+/// Does all of that now, if the records get to the disk: a daemon that ends in peace leaves nothing to do.
+pub(crate) async fn settle_all(host: &Host) {
     if !host.records_are_on_disk().await {
         return;
     }
-    let instances = host.data.instances();
-    let unmarked = blocking(move || {
-        let dirs = fs::read_dir(&instances).map_err(failed("list", &instances))?;
-        dirs.flatten().try_for_each(|dir| unmark(&dir.path()))
+    let (instances, removed) = (host.data.instances(), host.data.removed());
+    let known: Result<BTreeSet<String>, _> =
+        host.store.instances().map(|records| records.iter().map(|record| record.id.to_string()).collect());
+    let Ok(known) = known else { return };
+    let settled = blocking(move || {
+        let list = |dir: &Path| fs::read_dir(dir).map(Iterator::flatten).map_err(failed("list", dir));
+        list(&instances)?.try_for_each(|dir| unmark(&dir.path()))?;
+        let mut gone = list(&removed)?.filter(|dir| !known.contains(&*dir.file_name().to_string_lossy()));
+        gone.try_for_each(|dir| hearth_disk::remove(&dir.path()))
     });
-    if let Err(error) = unmarked.await {
-        debug!(%error, "the marks of new instances could not be taken away");
+    if let Err(error) = settled.await {
+        debug!(%error, "what tells of new instances and of removed ones could not be taken away");
     }
 }
 
@@ -146,14 +175,18 @@ mod tests {
         let dir = data.instance(&hearth_model::InstanceId::from_entropy([3; 16]));
         let names = || fs::read_dir(data.instances()).map_or(0, Iterator::count);
         remove(&dir).expect("nothing of it is there");
+        fs::remove_dir(dir.removed()).expect("it tells of that all the same");
         for _ in 0..2 {
             make(&dir).expect("made");
             assert!(dir.disks().is_dir());
             assert_eq!((mark(dir.path()), names()), (Mark::OfThisBoot, 1));
             // One that was being made again when somebody died.
             fs::create_dir_all(dir.aside().disks()).expect("made");
+            assert!(!was_being_removed(&dir));
             remove(&dir).expect("removed");
             assert_eq!(names(), 0);
+            assert!(was_being_removed(&dir));
+            fs::remove_dir(dir.removed()).expect("nothing is in it");
         }
         make(&dir).expect("made");
         let found = marks(dir.path()).expect("listed").remove(0);
@@ -179,7 +212,10 @@ mod tests {
         // Nobody waits for that at the end.
         let db = world.create("db").await.expect("created").dir();
         assert_eq!(mark(db.path()), Mark::OfThisBoot);
-        unmark_all(&world.host).await;
+        world.get("web").delete(false).await.expect("deleted");
+        assert!(was_being_removed(&dir));
+        settle_all(&world.host).await;
         assert_eq!(mark(db.path()), Mark::Absent);
+        assert!(!was_being_removed(&dir));
     }
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 /// What was done to an instance, in its directory.
 pub(crate) const HEARTH_LOG: &str = "hearth.log";
-/// How the name begins of an instance's directory that is half made, or half removed.
+/// Where instances' directories go when they are removed.
+const REMOVED: &str = "removed";
+/// How the name begins of an instance's directory that is half made.
 pub(crate) const UNFINISHED: &str = ".new-";
 
 use hearth_model::{InstanceId, SnapshotId};
@@ -58,6 +60,11 @@ impl DataDir {
         self.root.join("imports")
     }
 
+    /// What is left of instances until it is on the disk that they have no record: `removed/<id>/`.
+    pub(crate) fn removed(&self) -> PathBuf {
+        self.root.join(REMOVED)
+    }
+
     pub(crate) fn import(&self, id: &SnapshotId) -> InstanceDir {
         InstanceDir { dir: self.imports().join(id.as_str()) }
     }
@@ -67,8 +74,9 @@ impl DataDir {
     }
 
     /// The directories that must exist before anything is served.
-    pub(crate) fn all(&self) -> [PathBuf; 6] {
-        [self.images(), self.snapshots(), self.templates(), self.initrds(), self.instances(), self.imports()]
+    pub(crate) fn all(&self) -> [PathBuf; 7] {
+        let [instances, removed] = [self.instances(), self.removed()];
+        [self.images(), self.snapshots(), self.templates(), self.initrds(), instances, removed, self.imports()]
     }
 }
 
@@ -83,10 +91,16 @@ impl InstanceDir {
         &self.dir
     }
 
-    /// Where it is made before it has its name, and removed when it has it no more.
+    /// Where it is made before it has its name.
     pub(crate) fn aside(&self) -> Self {
         let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
         Self { dir: self.dir.with_file_name(format!("{UNFINISHED}{name}")) }
+    }
+
+    /// What tells that it was being removed.
+    pub(crate) fn removed(&self) -> PathBuf {
+        let root = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
+        root.join(REMOVED).join(self.dir.file_name().unwrap_or_default())
     }
 
     /// One that is there, of whatever name.

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
-use hearth_model::recovery::{Observed, Outcome, Recovery, recover};
+use hearth_model::recovery::{Observed, Outcome, Recovery, being_removed, recover};
 use hearth_model::{InstanceId, InstanceState, Op, Phase, RestartStatus, SnapshotId};
 use hearth_store::InstanceRecord;
 use hearth_vmm::Vmm;
@@ -146,6 +146,7 @@ async fn recover_one(
             }
             Found::Nothing => {
                 host.store.remove_instance(&record.id)?;
+                fresh::forget_later(host, &host.data.instance(&record.id));
                 host.networks.give_back(record);
                 note(host, entry);
             }
@@ -181,6 +182,9 @@ pub(crate) async fn act(
     Sight { observed, vmm }: Sight,
 ) -> Result<(Outcome, Found), OpError> {
     let saved = saved_by_standby(host, &record)?;
+    if fresh::was_being_removed(&host.data.instance(&record.id)) {
+        record.phase = being_removed(&record.phase);
+    }
     let decision = recover(&record.phase, observed, saved);
     info!(id = %record.id, name = %record.spec.name, phase = ?record.phase, ?observed, ?decision, "recovering");
     let outcome = decision.outcome();

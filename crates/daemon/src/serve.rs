@@ -180,7 +180,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
             warn!(seconds = STOP_ALL.as_secs(), "some instances have not stopped in time, and run on");
         }
     }
-    crate::fresh::unmark_all(&host).await;
+    crate::fresh::settle_all(&host).await;
     host.networks.close().await;
     info!(stop_instances, "drained");
     Ok(())

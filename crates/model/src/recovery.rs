@@ -117,6 +117,16 @@ impl Recovery {
     }
 }
 
+/// Where to recover an instance from whose directory is gone because somebody was removing it: a record that
+/// rests is older than that, and the newer one was lost with the power.
+#[must_use]
+pub fn being_removed(phase: &Phase) -> Phase {
+    match phase {
+        Phase::Resting(InstanceState::Failed { .. }) | Phase::Busy { .. } => phase.clone(),
+        Phase::Resting(from) => Phase::Busy { op: Op::Delete, from: from.clone() },
+    }
+}
+
 /// Decides, purely. `saved`: the bundle that a standby that was cut off had recorded already.
 #[must_use]
 pub fn recover(phase: &Phase, seen: Observed, saved: Option<SnapshotId>) -> Recovery {
@@ -228,6 +238,22 @@ mod tests {
         for mark in [Mark::OfThisBoot, Mark::Absent, Mark::Unknown] {
             assert!(matches!(recover_stray(mark), Stray::Leave(_)), "{mark:?}");
         }
+    }
+
+    #[test]
+    fn a_removal_that_was_begun_is_finished_though_its_record_was_lost() {
+        let snapshot = SnapshotId::from_entropy([3; 16]);
+        for from in [InstanceState::Stopped, InstanceState::Running, InstanceState::Standby { snapshot }] {
+            let phase = being_removed(&Phase::Resting(from));
+            assert_eq!(recover(&phase, Observed::Gone, None), Recovery::FinishDelete);
+            assert!(matches!(recover(&phase, Observed::Unknown, None), Recovery::Hold(_)));
+        }
+        for op in Op::ALL {
+            let busy = Phase::Busy { op, from: InstanceState::Stopped };
+            assert_eq!(being_removed(&busy), busy, "it says itself what was under way");
+        }
+        let failed = Phase::Resting(InstanceState::Failed { reason: "its VMM stays".into() });
+        assert_eq!(being_removed(&failed), failed, "somebody was told that not all of it could be removed");
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub(super) async fn sweep(host: &Arc<Host>) -> Result<Swept, OpError> {
     images(host, &mut swept).await?;
     drafts(host, &mut swept).await;
     strays(host, &mut swept).await?;
+    removed(host, &mut swept)?;
     Ok(swept)
 }
 
@@ -242,6 +243,24 @@ async fn strays(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
                 swept.left(path.display().to_string(), why);
             }
         }
+    }
+    Ok(())
+}
+
+/// What tells of instances that were removed, until it is on the disk that they have no record. One that has
+/// one is recovered, by going on with it.
+fn removed(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
+    let dir = host.data.removed();
+    let found = match list(&dir) {
+        Ok(found) => found,
+        Err(error) => {
+            could_not_look(dir, &error, swept);
+            return Ok(());
+        }
+    };
+    let known: BTreeSet<String> = host.store.instances()?.iter().map(|record| record.id.to_string()).collect();
+    for name in found.iter().filter_map(|path| path.file_name()?.to_str()).filter(|name| !known.contains(*name)) {
+        fresh::forget_later(host, &InstanceDir::at(host.data.instances().join(name)));
     }
     Ok(())
 }

@@ -174,6 +174,25 @@ async fn what_nobody_owned_is_counted_and_what_stays_is_named() {
     std::fs::remove_dir(another_s).expect("it is left as it is");
 }
 
+/// The power has taken back that an instance was removed, and nothing of its files has come back.
+#[tokio::test]
+async fn a_removal_whose_record_went_with_the_power_is_finished() {
+    let mut server = Server::new().await;
+    for name in ["gone", "stays"] {
+        server.world.create(name).await.expect("created").stop().await.expect("stopped");
+    }
+    let (host, gone) = (Arc::clone(&server.world.host), server.world.get("gone"));
+    let record = host.store.instance(gone.id()).expect("readable").expect("recorded");
+    gone.delete(false).await.expect("deleted");
+    host.store.insert_instance(&record).expect("it is back");
+    server.world.reborn().await;
+
+    let counts = [("delete_finished".to_owned(), 1), ("rests".to_owned(), 1)];
+    assert_eq!(recovery(&server).await.outcomes, counts.into());
+    assert_eq!(host.store.instances().expect("readable").len(), 1);
+    assert_eq!(*server.world.get("stays").view().state(), hearth_model::InstanceState::Stopped);
+}
+
 /// What is left of instances without a record: after a power cut, of an operation, and of other records.
 #[tokio::test]
 async fn a_directory_whose_record_went_with_the_power_is_swept_and_every_other_stays() {
