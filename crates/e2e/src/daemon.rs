@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::backend::slowness;
+use crate::baddisk::BadDisk;
 
 /// How long it may take to listen.
 const START: Duration = Duration::from_secs(30);
@@ -42,6 +43,15 @@ fn is_complaint(line: &str) -> bool {
     }
 }
 
+/// What a daemon finds that is not as it should be.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Around<'a> {
+    /// Which boot of the host it sees.
+    pub(crate) boot: Option<&'a Path>,
+    /// A disk that may be bad.
+    pub(crate) disk: Option<&'a BadDisk>,
+}
+
 /// A daemon that runs. Dropping it kills it, and leaves its VMMs alone.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -59,7 +69,7 @@ impl Daemon {
         listen: &str,
         env: &[(String, String)],
         log: &DaemonLog,
-        boot: Option<&Path>,
+        Around { boot, disk }: Around<'_>,
     ) -> Result<Self> {
         let mut command = boot.map_or_else(|| Command::new(hearth), |boot| after_another_boot(boot, hearth));
         command.arg("serve").arg("--data-dir").arg(data).args(["--listen", listen]);
@@ -67,7 +77,11 @@ impl Daemon {
         command.current_dir(dir);
         command.env("HEARTH_LOG_FORMAT", "json").envs(env.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {}", hearth.display()))?;
+        let spawned = match disk {
+            Some(disk) => disk.spawn(command),
+            None => command.spawn(),
+        };
+        let mut child = spawned.with_context(|| format!("start {}", hearth.display()))?;
         let stderr = child.stderr.take().context("its stderr")?;
 
         let (ready, told) = mpsc::channel();

@@ -15,7 +15,8 @@ use hearth_api::snapshots::{ForkSnapshot, ListSnapshots, Snapshot};
 use tempfile::TempDir;
 
 use crate::backend::{Backend, slowness};
-use crate::daemon::{Daemon, DaemonLog};
+use crate::baddisk::{BadDisk, DiskFault};
+use crate::daemon::{Around, Daemon, DaemonLog};
 use crate::range::Range;
 use crate::smalldisk::SmallDisk;
 use crate::story::Setup;
@@ -33,6 +34,7 @@ pub struct TestHost {
     // Dropped in this order: the daemon, what is mounted, the directory.
     daemon: RefCell<Option<Daemon>>,
     disk: Option<SmallDisk>,
+    bad_disk: Option<BadDisk>,
     dir: TempDir,
     _range: Range,
     hearth: PathBuf,
@@ -99,11 +101,14 @@ impl TestHost {
         // Every daemon makes its own, and few are needed at once.
         env.push(("HEARTH_NETWORK_POOL".to_owned(), "2".to_owned()));
         env.extend(setup.env);
-        let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log, None)?;
+        let bad_disk = setup.bad_disk;
+        let around = Around { boot: None, disk: bad_disk.as_ref() };
+        let daemon = Daemon::start(&hearth, dir.path(), &data, "127.0.0.1:0", &env, &log, around)?;
         let client = Client::new(&daemon.url, None)?;
         Ok(Self {
             daemon: RefCell::new(Some(daemon)),
             disk,
+            bad_disk,
             dir,
             _range: range,
             hearth,
@@ -158,6 +163,27 @@ impl TestHost {
     pub fn free_disk(&self) -> Result<()> {
         std::fs::File::create(self.ballast()).context("cut the ballast")?;
         std::fs::remove_file(self.ballast()).context("remove the ballast")
+    }
+
+    /// Whether the data directory's disk can fail.
+    pub fn has_bad_disk(&self) -> bool {
+        self.bad_disk.is_some()
+    }
+
+    /// Something is wrong with the data directory's disk, for the daemon and its VMMs, until it is
+    /// [mended](Self::mend_disk).
+    ///
+    /// # Errors
+    /// [It cannot fail](Setup::bad_disk_if_possible).
+    pub fn break_disk(&self, fault: DiskFault) -> Result<()> {
+        let disk = self.bad_disk.as_ref().context("a disk that can fail")?;
+        disk.set(Some((fault, self.data())));
+        Ok(())
+    }
+
+    /// It works again. Returns how many calls the fault has hit.
+    pub fn mend_disk(&self) -> u64 {
+        self.bad_disk.as_ref().map_or(0, |disk| disk.set(None))
     }
 
     fn ballast(&self) -> PathBuf {
@@ -348,7 +374,8 @@ impl TestHost {
     pub fn start_daemon(&self) -> Result<()> {
         let boot = self.boot.borrow();
         let (data, log) = (self.data(), &self.log);
-        let daemon = Daemon::start(&self.hearth, self.dir(), &data, "127.0.0.1:0", &self.env, log, boot.as_deref())?;
+        let around = Around { boot: boot.as_deref(), disk: self.bad_disk.as_ref() };
+        let daemon = Daemon::start(&self.hearth, self.dir(), &data, "127.0.0.1:0", &self.env, log, around)?;
         self.client.replace(Client::new(&daemon.url, None)?);
         self.daemon.replace(Some(daemon));
         Ok(())
@@ -374,7 +401,8 @@ impl TestHost {
         self.start_daemon()
     }
 
-    pub(crate) fn daemon_runs(&self) -> bool {
+    /// Whether a daemon was started and not ended since.
+    pub fn daemon_runs(&self) -> bool {
         self.daemon.borrow().is_some()
     }
 

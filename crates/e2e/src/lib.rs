@@ -10,6 +10,7 @@
 
 mod agree;
 mod backend;
+mod baddisk;
 mod binary;
 mod capture;
 mod daemon;
@@ -29,6 +30,7 @@ mod vm;
 
 pub use agree::{Names, in_the_records, on_the_host};
 pub use backend::slowness;
+pub use baddisk::{Calls, DiskFault};
 pub use capture::Capture;
 pub use host::{Cli, TestHost};
 pub use image::TestImage;

@@ -15,6 +15,7 @@ use hearth_api::instances::DeleteInstance;
 use tempfile::TempDir;
 
 use crate::backend::slowness;
+use crate::baddisk::BadDisk;
 use crate::daemon::DaemonLog;
 use crate::smalldisk::FileSystem;
 use crate::{TestHost, binary, evidence, needs};
@@ -30,6 +31,7 @@ pub struct Setup {
     pub(crate) dir: TempDir,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) disk: Option<(FileSystem, u64)>,
+    pub(crate) bad_disk: Option<BadDisk>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) expected: Vec<String>,
     needs: Needs,
@@ -54,6 +56,7 @@ impl Default for Setup {
             dir,
             env: Vec::new(),
             disk: None,
+            bad_disk: None,
             kernel: None,
             expected: Vec::new(),
             needs: Needs::Everything,
@@ -115,6 +118,17 @@ impl Setup {
                 self
             }
         }
+    }
+
+    /// With a data directory whose disk can [fail or be slow](TestHost::break_disk), where the kernel lets
+    /// that be; where not, that is said, and it works always.
+    #[must_use]
+    pub fn bad_disk_if_possible(mut self) -> Self {
+        match BadDisk::new() {
+            Ok(disk) => self.bad_disk = Some(disk),
+            Err(error) => eprintln!("SKIPPED: a disk that fails or is slow: {error:#}"),
+        }
+        self
     }
 
     /// With a data directory on a disk of that size that can lose its power.
