@@ -129,6 +129,7 @@ fn work(
         // Who was counted may not have committed yet: it is looked at once more.
         again = writes.swap(0, Ordering::Relaxed) > 0;
         let began = Instant::now();
+        let mut failed = false;
         let no_room = match checkpoint(file, &mut connection) {
             Ok(Brought::All) => {
                 *whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
@@ -138,6 +139,7 @@ fn work(
             Ok(Brought::Some) => false,
             Err(error) => {
                 connection = None;
+                failed = true;
                 let no_room = database_kind(&error) == ErrorKind::Exhausted;
                 if !(no_room && full.load(Ordering::Relaxed)) {
                     warn!(database = %file.display(), %error, "the log could not be brought into the database");
@@ -145,11 +147,11 @@ fn work(
                 no_room
             }
         };
-        if full.swap(no_room, Ordering::Relaxed) && !no_room {
+        if full.swap(no_room, Ordering::Relaxed) && !failed {
             info!(database = %file.display(), "the log is in the database now");
         }
-        // Until there is room.
-        again |= no_room;
+        // What was committed is to be on the disk soon, whether or not more is written.
+        again |= failed;
     }
 }
 
@@ -191,6 +193,28 @@ mod tests {
         connection
             .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| Ok((row.get(1)?, row.get(2)?)))
             .expect("SQLite tells of its log")
+    }
+
+    #[test]
+    fn what_could_not_be_brought_over_is_when_it_can_without_another_write() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (there, away) = (dir.path().join("there"), dir.path().join("away"));
+        std::fs::create_dir(&there).expect("made");
+        let file = there.join("state.db");
+        let connection = schema::open(&file).expect("opened");
+        std::fs::rename(&there, &away).expect("taken away");
+        let checkpointer = Checkpointer::waiting(file, Duration::from_millis(20)).expect("a thread");
+        checkpointer.count();
+        connection.execute("INSERT INTO images VALUES ('a', 'd', 0, '')", []).expect("written");
+        std::thread::sleep(Duration::from_millis(200));
+        let (pages, brought_over) = log(&connection);
+        assert!(pages > 0 && brought_over == 0, "{brought_over} of {pages} pages");
+        std::fs::rename(&away, &there).expect("put back");
+        let until = Instant::now() + Duration::from_secs(10);
+        while log(&connection).1 == 0 {
+            assert!(Instant::now() < until, "it was given up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

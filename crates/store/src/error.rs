@@ -91,9 +91,11 @@ impl Kind for OpenError {
             Self::FromTheFuture { .. } => {
                 Some("run the version that wrote it, or a later one; or choose another data directory".into())
             }
-            Self::Database { source, file, .. } if database_kind(source) == ErrorKind::Corrupt => {
-                Some(format!("restore {} from a backup, or move it away to begin with no records", file.display()))
-            }
+            Self::Database { source, file, .. } if database_kind(source) == ErrorKind::Corrupt => Some(format!(
+                "see first whether its disk can be read (`dmesg`): one that cannot looks the same; then restore {} \
+                     from a backup, or move it away to begin with no records",
+                file.display()
+            )),
             Self::Checkpoints { .. } | Self::Database { .. } => None,
         }
     }
@@ -149,6 +151,17 @@ pub enum RecordError {
         /// The database.
         file: PathBuf,
     },
+    /// The database is whole, and its disk did not give it back.
+    #[error("{action} {resource} records: the disk does not give them back")]
+    Unreadable {
+        /// What was tried.
+        action: &'static str,
+        /// `instance`, `snapshot`, `image` or `timeline`.
+        resource: &'static str,
+        /// What SQLite made of it.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// SQLite refused.
     #[error("{action} {resource} records")]
     Database {
@@ -170,6 +183,7 @@ impl Kind for RecordError {
             Self::Garbled { .. } => ErrorKind::Corrupt,
             Self::Encode { .. } => ErrorKind::Internal,
             Self::Full { .. } => ErrorKind::Exhausted,
+            Self::Unreadable { .. } => ErrorKind::HostFailed,
             Self::Database { source, .. } => database_kind(source),
         }
     }
@@ -182,12 +196,17 @@ impl Kind for RecordError {
             Self::Taken { holder: None, .. } => Some("choose another name, or remove the one that has it".into()),
             Self::Full { .. } => Some(FREE_SPACE.into()),
             Self::Database { source, .. } if database_kind(source) == ErrorKind::Exhausted => Some(FREE_SPACE.into()),
+            Self::Unreadable { .. } => Some(LOOK_AT_THE_DISK.into()),
+            Self::Database { source, .. } if database_kind(source) == ErrorKind::HostFailed => {
+                Some(LOOK_AT_THE_DISK.into())
+            }
             Self::Absent { .. } | Self::Garbled { .. } | Self::Encode { .. } | Self::Database { .. } => None,
         }
     }
 }
 
 const FREE_SPACE: &str = "free space where the data directory is";
+const LOOK_AT_THE_DISK: &str = "see what the kernel says of the disk where the data directory is (`dmesg`)";
 
 /// The kind of a failure of SQLite.
 pub(crate) fn database_kind(error: &rusqlite::Error) -> ErrorKind {

@@ -212,7 +212,7 @@ impl Store {
 
 /// Ids and names that `sql` selects.
 pub(crate) fn called(db: &rusqlite::Connection, resource: Resource, sql: &str) -> Result<Vec<Called>, RecordError> {
-    let failed = resource.failed("list");
+    let failed = resource.failed_on(db, "list");
     let mut statement = db.prepare_cached(sql).map_err(&failed)?;
     let rows = statement.query_map([], |row| Ok(Called { id: row.get(0)?, name: row.get(1)? })).map_err(&failed)?;
     rows.collect::<Result<_, _>>().map_err(failed)
