@@ -117,7 +117,8 @@ impl Network {
         either!(self, it => it.release(id).await)
     }
 
-    /// Finds the slot of an instance again that an earlier daemon gave it; the gate stays as it is.
+    /// Finds the slot of an instance again that an earlier daemon gave it; the gate stays as it is. One that
+    /// was found already is fine.
     ///
     /// # Errors
     /// It is gone, or a call failed.

@@ -451,6 +451,11 @@ fn adopt(inner: &Arc<Inner>, wish: &Wish, seat: &NetSeat) -> Result<(), NetError
     let wish = Wish { address: seat.address, ..wish.clone() };
     {
         let mut state = inner.lock();
+        let has = |one: &Instance| one.moved.as_ref().is_some_and(|moved| moved.slot.number == seat.slot);
+        // An earlier try has come so far, or this daemon gave it that slot itself.
+        if state.instances.get(&wish.id).is_some_and(has) {
+            return Ok(());
+        }
         state.leases.hold(wish.address);
         state.reserve(&wish)?;
     }
