@@ -108,7 +108,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DraftE
 /// `already_exists` if there is a draft or a bundle of that id; the file system's.
 pub fn begin(snapshots: &Path, id: &SnapshotId) -> Result<Draft, DraftError> {
     let dir = snapshots.join(format!("{DRAFT_PREFIX}{id}"));
-    if snapshots.join(id.as_str()).exists() {
+    let bundle = snapshots.join(id.as_str());
+    if bundle.try_exists().map_err(failed("look for", &bundle))? {
         return Err(DraftError::Exists { id: id.clone() });
     }
     let mut private = fs::DirBuilder::new();

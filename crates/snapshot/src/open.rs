@@ -194,7 +194,7 @@ pub(crate) fn open_even_marked(snapshots: &Path, id: &SnapshotId) -> Result<Bund
         return Err(damaged(MANIFEST, format!("is that of snapshot {}", manifest.id)));
     }
     // Before its files are looked at: of one that is not on the disk any may be short.
-    if manifest.boot_id != boot_id() && !dir.join(SETTLED).exists() {
+    if manifest.boot_id != boot_id() && !is_there(&dir.join(SETTLED))? {
         return Err(OpenError::Unsettled { id: id.clone() });
     }
     // Only names of ours, and ids of drives that were checked, are ever joined to a path.
@@ -223,13 +223,13 @@ fn read_manifest(dir: &Path, id: &SnapshotId) -> Result<Manifest, OpenError> {
     let json = match read_at_most(&path, MOST_MANIFEST) {
         Ok(Some(json)) => json,
         Ok(None) => return Err(damaged("is larger than any manifest")),
-        Err(error) if is_absent(&error) && !dir.exists() => return Err(OpenError::Absent { id: id.clone() }),
+        Err(error) if is_absent(&error) && !is_there(dir)? => return Err(OpenError::Absent { id: id.clone() }),
         Err(error) if is_absent(&error) => return Err(damaged("is missing")),
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(damaged("is not a file")),
         Err(source) => return Err(OpenError::Io { path, source }),
     };
     // The file's name and no word of it: that is how a host leaves what it had no time to write.
-    if json.is_empty() && !dir.join(SETTLED).exists() {
+    if json.is_empty() && !is_there(&dir.join(SETTLED))? {
         return Err(OpenError::Unsettled { id: id.clone() });
     }
     parse(&json, id)
@@ -262,6 +262,11 @@ pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>
     let mut content = Vec::new();
     fs::File::open(path)?.take(most + 1).read_to_end(&mut content)?;
     Ok((content.len() as u64 <= most).then_some(content))
+}
+
+/// Whether there is something of that name; that it could not be looked at is an error.
+fn is_there(path: &Path) -> Result<bool, OpenError> {
+    path.try_exists().map_err(|source| OpenError::Io { path: path.to_owned(), source })
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -50,8 +50,11 @@ pub struct Swept {
 /// The file system's; the bundle is where it was then.
 pub fn withdraw(snapshots: &Path, id: &SnapshotId) -> Result<(), RemoveError> {
     let (bundle, trash) = (snapshots.join(id.as_str()), trash(snapshots, id));
-    if !bundle.exists() {
-        return Ok(());
+    match bundle.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        // It may be there.
+        Err(source) => return Err(RemoveError { action: "look for", path: bundle, source }),
     }
     // What an earlier try left would be in the way of the rename.
     delete(&trash)?;
@@ -132,7 +135,8 @@ pub fn sweep(snapshots: &Path, keep: &BTreeSet<SnapshotId>) -> Result<Swept, Rem
 /// Whether it was published in a boot of the host that ended before it was settled. Of such a one the
 /// manifest, too, may be less than was written.
 fn never_reached_the_disk(bundle: &Path, id: &SnapshotId) -> bool {
-    if bundle.join(SETTLED).exists() {
+    // If that cannot be seen, it may have.
+    if bundle.join(SETTLED).try_exists().unwrap_or(true) {
         return false;
     }
     match fs::read(bundle.join(MANIFEST)) {

@@ -177,14 +177,18 @@ pub fn check(snapshots: &Path, id: &SnapshotId) -> Result<u64, VerifyError> {
             return Ok(bytes);
         }
         // Its files went while they were read.
-        Err(_) if !dir.exists() => return Err(VerifyError::Open(OpenError::Absent { id: id.clone() })),
+        Err(_) if matches!(dir.try_exists(), Ok(false)) => {
+            return Err(VerifyError::Open(OpenError::Absent { id: id.clone() }));
+        }
         Err(error) => error,
     };
     let Some((file, problem)) = error.damage() else { return Err(error) };
     let damage = Damage { file, problem, found_at_ms: now_ms() };
     match mark::write(&dir, &damage) {
         Ok(()) => {}
-        Err(_) if !dir.exists() => return Err(VerifyError::Open(OpenError::Absent { id: id.clone() })),
+        Err(_) if matches!(dir.try_exists(), Ok(false)) => {
+            return Err(VerifyError::Open(OpenError::Absent { id: id.clone() }));
+        }
         Err(source) => {
             return Err(VerifyError::Unmarked { damage: Box::new(error), path: dir.join(DAMAGED), source });
         }

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use hearth_model::error::{ErrorKind, Kind, chain};
 use hearth_snapshot::{
-    BundleKind, MANIFEST, MEMORY, OVERLAY, OpenError, ROOTFS, SETTLED, VMSTATE, begin, discard, open, publish, remove,
-    settle, sweep, verify,
+    BundleKind, MANIFEST, MEMORY, OVERLAY, OpenError, ROOTFS, SETTLED, VMSTATE, begin, check, discard, open, publish,
+    remove, settle, sweep, verify, withdraw,
 };
 
 const FILES: [&str; 4] = [VMSTATE, MEMORY, ROOTFS, OVERLAY];
@@ -40,6 +40,21 @@ fn what_is_published_is_opened_and_verified() {
     verify(&bundle).expect("is what it was");
     assert_eq!(fs::read(bundle.dir().join(MANIFEST)).expect("reads"), before, "the manifest never changes");
     assert_eq!(names(bundle.dir()), ["disks", MANIFEST, MEMORY, SETTLED, VMSTATE].map(String::from).into());
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let unseen = dir.path().join("unseen");
+    std::os::unix::fs::symlink(&unseen, &unseen).expect("a link that leads nowhere, for ever");
+    let kinds = [
+        withdraw(&unseen, &sample::id(1)).expect_err("it may be there").kind(),
+        remove(&unseen, &sample::id(1)).expect_err("it may be there").kind(),
+        begin(&unseen, &sample::id(1)).expect_err("it may be there").kind(),
+        open(&unseen, &sample::id(1)).expect_err("it may be there").kind(),
+        check(&unseen, &sample::id(1)).expect_err("it may be there").kind(),
+    ];
+    assert_eq!(kinds, [ErrorKind::HostFailed; 5]);
 }
 
 #[test]
