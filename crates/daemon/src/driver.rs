@@ -32,6 +32,8 @@ use crate::{agents, console, fresh, restart};
 
 #[cfg(test)]
 mod ended;
+#[cfg(test)]
+mod held;
 mod reach;
 mod room;
 mod unseen;
@@ -110,8 +112,6 @@ impl Driver {
                 Happened::StoreAgain => self.store(),
                 Happened::Told(None) => return,
                 Happened::Told(Some(Told::Job(job))) => {
-                    // It is to be deleted: nothing else is admitted.
-                    self.unseen = None;
                     if self.work(job).await {
                         return;
                     }
@@ -227,6 +227,8 @@ impl Driver {
             drop(reply.send(Err(error)));
             return false;
         }
+        // It is to be deleted: nothing else is admitted.
+        self.unseen = None;
 
         let (result, record, steps) = self.operate(op, request).await;
         let (timeline, leaks) = match steps {
@@ -324,9 +326,12 @@ impl Driver {
             InstanceState::Stopped | InstanceState::Running | InstanceState::Failed { .. } => None,
         };
         let before = from.clone();
+        // What is left of it: in which phase the record says so, and in words.
+        let mut left = None;
         let (state, done) = match result {
             Ok((outcome, snapshot)) => {
                 self.record = record;
+                let is_gone = matches!(outcome, Outcome::Gone);
                 let state = match outcome {
                     Outcome::Running(Born { live, events }) => {
                         self.watch(live, events);
@@ -342,7 +347,17 @@ impl Driver {
                         InstanceState::Stopped
                     }
                 };
-                (state, Ok(snapshot.map_or(Done::Instance, |record| Done::Snapshot(Box::new(record)))))
+                if !leaks.is_empty() {
+                    let reached = if is_gone { before.clone() } else { state.clone() };
+                    let reason = format!("{op}: left behind: {}", leaks.join(", "));
+                    error!(%op, %reason, "the host was not left as it should be");
+                    left = Some((Phase::Busy { op, from: reached }, reason));
+                }
+                let done = match (is_gone, leaks.is_empty()) {
+                    (true, false) => Err(self.not_all_removed(op, leaks)),
+                    _ => Ok(snapshot.map_or(Done::Instance, |record| Done::Snapshot(Box::new(record)))),
+                };
+                (state, done)
             }
             Err(error) => {
                 let expected = matches!(
@@ -359,27 +374,33 @@ impl Driver {
                 } else {
                     error!(%op, %error, "operation failed");
                 }
-                let state =
-                    if error.left_behind.is_empty() { from } else { InstanceState::Failed { reason: error.chain() } };
+                let state = match (error.left_behind.is_empty(), error.kind) {
+                    (true, _) => from,
+                    // Nobody knows how far it came.
+                    (false, ErrorKind::Internal) => InstanceState::Failed { reason: error.chain() },
+                    (false, _) => {
+                        left = Some((Phase::Busy { op, from: from.clone() }, error.chain()));
+                        from
+                    }
+                };
                 let error = error.in_operation(self.record.spec.name.as_str());
                 (state, Err(error))
             }
         };
-        let state = if leaks.is_empty() {
-            state
-        } else {
-            let reason = format!("{op}: left behind: {}", leaks.join(", "));
-            error!(%op, %reason, "the host was not left as it should be");
-            InstanceState::Failed { reason }
-        };
-
         let led = match (&state, &done) {
             (InstanceState::Failed { .. }, _) => Led::Astray,
             (_, Ok(_)) => Led::There,
             (_, Err(error)) if error.kind == ErrorKind::Cancelled => Led::CutShort,
             (_, Err(_)) => Led::Back,
         };
-        self.take_into_policy(op, by, led);
+        // Of what is not undone yet it is taken in when it is.
+        if left.is_none() || done.is_ok() {
+            self.take_into_policy(op, by, led);
+        }
+        let state = match left {
+            Some((phase, reason)) => self.hold(phase, reason),
+            None => state,
+        };
 
         let cut_off = state == InstanceState::Running && done.is_err() && self.saving_cuts_off(op);
         if gone {
@@ -420,6 +441,17 @@ impl Driver {
         }
     }
 
+    /// What a deletion says that could not remove everything.
+    fn not_all_removed(&self, op: Op, leaks: Vec<String>) -> OpError {
+        let name = self.record.spec.name.as_str();
+        let error = OpError {
+            op: Some(op),
+            left_behind: leaks,
+            ..OpError::new(ErrorKind::HostFailed, format!("instance {name} could not be removed to the end"))
+        };
+        error.hinted("it is tried again by itself; see what the host's file system says (`dmesg`)").in_operation(name)
+    }
+
     /// Whether the guest may have lost its connections in an operation that failed.
     fn saving_cuts_off(&self, op: Op) -> bool {
         matches!(op, Op::Standby | Op::Snapshot)
@@ -435,7 +467,7 @@ impl Driver {
         self.record.phases.enter(state.name(), now_ms());
         self.record.phase = Phase::Resting(state);
         match timeline {
-            Some(timeline) => match self.host.store.conclude(&self.record, timeline) {
+            Some(timeline) => match self.host.store.conclude(self.to_store(), timeline) {
                 Ok(()) => self.unstored = false,
                 Err(error) => {
                     warn!(%error, "timeline not stored");
@@ -450,8 +482,7 @@ impl Driver {
     /// Stores and publishes what was put in the record without an operation. The phase in the view
     /// stays: an operation may have been admitted that is still on its way here.
     fn note(&self) -> Result<(), OpError> {
-        let as_left = self.unseen.as_ref().map_or(&self.record, Unseen::record);
-        let stored = self.host.store.update_instance(as_left);
+        let stored = self.host.store.update_instance(self.to_store());
         self.handle.publish(|view| {
             let record = InstanceRecord { phase: view.record.phase.clone(), ..self.record.clone() };
             view.record = Arc::new(record);
@@ -459,10 +490,15 @@ impl Driver {
         stored.map_err(OpError::from)
     }
 
+    /// The record as the next daemon shall find it.
+    fn to_store(&self) -> &InstanceRecord {
+        self.unseen.as_ref().map_or(&self.record, Unseen::record)
+    }
+
     /// Stores the record; where that fails it is tried again. Until then the next daemon would take what
     /// has ended for cut off.
     fn store(&mut self) {
-        match self.host.store.update_instance(&self.record) {
+        match self.host.store.update_instance(self.to_store()) {
             Ok(()) if self.unstored => {
                 info!("the record is stored now");
                 self.unstored = false;
@@ -560,6 +596,7 @@ impl Driver {
             self.log(now_ms(), &told.message);
         }
         self.record.exit = Some(told);
+        let before = self.record.clone();
         let files = [dir.memory(), dir.memory_base(), dir.vmstate()];
         let cleaned = end_vmm(Arc::clone(&self.host), dir, recorded_seat(&self.record)).await;
         let left = self.host.networks.release(&self.record.id).await;
@@ -567,19 +604,21 @@ impl Driver {
         let removed = blocking(move || files.iter().try_for_each(|file| hearth_disk::remove(file))).await;
         self.record.seat = None;
         self.record.stopped_at_ms = Some(now_ms());
-        let state = match cleaned.and(left).and(removed) {
-            Ok(()) => InstanceState::Stopped,
-            Err(error) => InstanceState::Failed { reason: error.chain() },
-        };
-        restart::after_end(&mut self.record, now_ms());
-        if matches!(state, InstanceState::Failed { .. }) {
-            self.record.restart.next_attempt_at_ms = None;
+        if let Err(error) = cleaned.and(left).and(removed) {
+            let reason = format!("after the end of its VMM: {}", error.chain());
+            error!(reason, "the host was not left as it should be");
+            // What that means to its policy is found out when it is known where it rests.
+            self.record = before;
+            let state = self.hold(self.record.phase.clone(), reason);
+            self.rest(state, None);
+            return;
         }
+        restart::after_end(&mut self.record, now_ms());
         if let Some(next) = restart::in_words(&self.record, now_ms()) {
             info!(next, "what its restart policy says");
             self.log(now_ms(), &next);
         }
-        self.rest(state, None);
+        self.rest(InstanceState::Stopped, None);
     }
 
     fn log_operation(&self, timeline: &TimelineRecord) {

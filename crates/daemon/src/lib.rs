@@ -11,6 +11,7 @@ mod config;
 mod console;
 mod doctor;
 mod driver;
+mod dropping;
 mod error;
 mod fresh;
 mod handle;

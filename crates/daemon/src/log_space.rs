@@ -61,7 +61,7 @@ fn look(instances: &Path, most: u64) {
                 Ok(0) => {}
                 Ok(bytes) => debug!(log = %log.display(), bytes, "the head of a long log was given back"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => warn!(log = %log.display(), %error, "a log is longer than it may be, and cannot be cut"),
+                Err(error) => warn!(log = %log.display(), %error, "a log could not be kept short"),
             }
         }
     }

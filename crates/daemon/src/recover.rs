@@ -7,13 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
+use hearth_model::error::io_kind;
 use hearth_model::recovery::{Observed, Outcome, Recovery, being_removed, recover};
-use hearth_model::{InstanceId, InstanceState, Op, Phase, RestartStatus, SnapshotId};
+use hearth_model::{ErrorKind, InstanceId, InstanceState, Op, Phase, RestartStatus, SnapshotId};
 use hearth_store::InstanceRecord;
 use hearth_vmm::Vmm;
 use tracing::{info, warn};
@@ -22,7 +24,7 @@ use crate::clock::now_ms;
 use crate::error::OpError;
 use crate::host::{Host, end_vmm, recorded_seat};
 use crate::ops::Live;
-use crate::ops::files::aside_of;
+use crate::ops::files::{aside_of, put_back};
 use crate::registry::Registry;
 use crate::run::blocking;
 use crate::{agents, fresh, restart};
@@ -94,6 +96,13 @@ async fn recover_or_fail(host: &Arc<Host>, registry: &Registry, record: Instance
         Ok(outcome) => return outcome,
         Err(failed) => failed,
     };
+    // What the host would not let be done, it may soon: nothing is given up for that.
+    if matches!(error.kind, ErrorKind::HostFailed | ErrorKind::Exhausted) {
+        warn!(%id, %name, %error, "the instance could not be brought back under control: looking again");
+        note(host, Entry::of(&record, observed, Outcome::Held).because(&error.chain()));
+        registry.adopt_unseen(record, &error.chain());
+        return Outcome::Held;
+    }
     warn!(%id, %name, %error, "the instance could not be brought back under control");
     let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {}", error.chain()) };
     note(host, Entry::of(&record, observed, Outcome::Failed).rests(state.clone()).because(&error.chain()));
@@ -239,15 +248,26 @@ fn saved_by_standby(host: &Arc<Host>, record: &InstanceRecord) -> Result<Option<
     if !matches!(record.phase, Phase::Busy { op: Op::Standby, .. }) {
         return Ok(None);
     }
-    let inode = |path: std::path::PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
     let dir = host.data.instance(&record.id);
     let Some(disk) = record.spec.disks().into_iter().find(|disk| !disk.read_only) else { return Ok(None) };
-    let Some(own) = inode(dir.disk(&disk.path)) else { return Ok(None) };
-    let saved = host.store.snapshots()?.into_iter().find(|snapshot| {
+    let Some(own) = inode(&dir.disk(&disk.path))? else { return Ok(None) };
+    for snapshot in host.store.snapshots()? {
         let bundle = host.data.snapshots().join(snapshot.id.as_str());
-        snapshot.internal && snapshot.source_instance == record.id && inode(bundle.join(&disk.path)) == Some(own)
-    });
-    Ok(saved.map(|snapshot| snapshot.id))
+        let may_be = snapshot.internal && snapshot.source_instance == record.id;
+        if may_be && inode(&bundle.join(&disk.path))? == Some(own) {
+            return Ok(Some(snapshot.id));
+        }
+    }
+    Ok(None)
+}
+
+/// Which file has that name; `None` if none has. That it could not be looked at is an error.
+fn inode(path: &Path) -> Result<Option<u64>, OpError> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(OpError::new(io_kind(&error), format!("look at {}: {error}", path.display()))),
+    }
 }
 
 /// Ends what VMM there may be, and removes what only it used.
@@ -263,10 +283,8 @@ async fn clean(host: &Arc<Host>, record: &InstanceRecord) -> Result<(), OpError>
     let halves: Vec<_> = places.map(|place| aside_of(&place)).collect();
     blocking(move || {
         // A revert that was cut off has put the overlay aside.
-        for (before, disk) in aside.iter().filter(|(before, _)| before.exists()) {
-            std::fs::rename(before, disk).ok();
-        }
-        files.iter().chain(&halves).try_for_each(|file| hearth_disk::remove(file))
+        aside.iter().try_for_each(|(before, disk)| put_back(before, disk))?;
+        files.iter().chain(&halves).try_for_each(|file| hearth_disk::remove(file).map_err(OpError::from))
     })
     .await
 }
@@ -499,6 +517,38 @@ mod tests {
         world.fake().blind(looks);
         world.reborn().await;
         (world, record, snapshot)
+    }
+
+    /// A standby was cut off after its bundle was published, its VMM has ended, and the bundle's disk cannot be
+    /// looked at.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn memory_is_not_dropped_because_its_bundle_could_not_be_looked_at() {
+        let mut world = World::new().await;
+        let web = world.create("web").await.expect("created");
+        let InstanceState::Standby { snapshot } = web.standby().await.expect("standby").state().clone() else {
+            panic!("it is in standby");
+        };
+        let mut record = world.host.store.instance(web.id()).expect("readable").expect("recorded");
+        record.phase = Phase::Busy { op: Op::Standby, from: InstanceState::Running };
+        world.host.store.update_instance(&record).expect("stored");
+        let disks = world.host.data.snapshots().join(snapshot.as_str()).join(hearth_snapshot::DISKS);
+        let aside = disks.with_extension("aside");
+        std::fs::rename(&disks, &aside).expect("put aside");
+        std::os::unix::fs::symlink(&disks, &disks).expect("a link that leads nowhere, for ever");
+        world.reborn().await;
+        let web = world.get("web");
+        // Looked for in vain as often as it is.
+        until(&web, |state| matches!(state, InstanceState::Failed { reason } if !reason.contains("again"))).await;
+        assert!(world.host.store.snapshot(&snapshot).expect("readable").is_some(), "its memory is there");
+        assert!(aside.exists(), "its bundle too");
+
+        std::fs::remove_file(&disks).expect("removed");
+        std::fs::rename(&aside, &disks).expect("put back");
+        world.host.store.update_instance(&record).expect("as it was left");
+        world.reborn().await;
+        let web = world.get("web");
+        assert_eq!(*web.view().state(), InstanceState::Standby { snapshot });
+        web.restore().await.expect("nothing was lost");
     }
 
     async fn until(web: &crate::handle::InstanceHandle, is_so: impl Fn(&InstanceState) -> bool) -> InstanceState {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_agent_client::EventReceiver;
@@ -21,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::clock::now_ms;
 use crate::driver::Driver;
+use crate::dropping;
 use crate::error::OpError;
 use crate::handle::{InstanceHandle, InstanceView, Request};
 use crate::host::Host;
@@ -28,11 +28,6 @@ use crate::ops::{ForkPlan, Live, RevertPlan, SnapshotPlan, Target};
 use crate::pins::Pin;
 use crate::reservations::{Taken, of_boot, writes};
 use crate::resources::machine;
-use crate::run::blocking;
-
-/// How long until the removal of a snapshot that nobody sees is tried again: at first, and at most.
-const DROP_AGAIN: Duration = Duration::from_secs(1);
-const DROP_AGAIN_AT_MOST: Duration = Duration::from_secs(600);
 
 /// All instances.
 #[derive(Debug, Clone)]
@@ -206,33 +201,12 @@ impl Registry {
 
     /// Removes a bundle and its record when nobody pins it any more; in the background.
     pub(crate) fn drop_snapshot_later(&self, snapshot: SnapshotId) {
-        let this = self.clone();
-        tokio::spawn(async move {
-            let mut pause = DROP_AGAIN;
-            while let Err(error) = this.drop_snapshot(&snapshot).await {
-                warn!(%snapshot, %error, "a snapshot could not be removed: trying again");
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(DROP_AGAIN_AT_MOST);
-            }
-        });
+        dropping::drop_snapshot_later(Arc::clone(&self.inner.host), snapshot);
     }
 
     /// Removes a snapshot's record, and its bundle when nobody pins it any more.
     pub(crate) async fn drop_snapshot(&self, snapshot: &SnapshotId) -> Result<(), OpError> {
-        let host = &self.inner.host;
-        host.pins.free(snapshot).await;
-        // Whoever dies between two of these: a bundle that was withdrawn loses its record at the next
-        // start, and then its files.
-        let (snapshots, id) = (host.data.snapshots(), snapshot.clone());
-        blocking({
-            let (snapshots, id) = (snapshots.clone(), id.clone());
-            move || hearth_snapshot::withdraw(&snapshots, &id)
-        })
-        .await?;
-        host.store.remove_snapshot(snapshot)?;
-        blocking(move || hearth_snapshot::remove(&snapshots, &id)).await?;
-        host.scrubber.forget(snapshot);
-        Ok(())
+        dropping::drop_asked_for(&self.inner.host, snapshot).await
     }
 
     /// Puts an instance that is there already under a driver: at the daemon's start.

@@ -88,7 +88,7 @@ impl Damaged {
     /// Forgets those that were removed without anybody telling.
     fn keep_what_is_in(&self, snapshots: &Path) {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.retain(|id| snapshots.join(id.as_str()).exists());
+        ids.retain(|id| snapshots.join(id.as_str()).try_exists().unwrap_or(true));
         self.metrics.damaged(ids.len());
     }
 }
@@ -143,7 +143,7 @@ impl Thread {
     /// The bundle that is due first, and how long it may still wait.
     fn next_due(&self, tried: &mut BTreeMap<SnapshotId, Instant>) -> Option<(SnapshotId, Duration)> {
         let interval = self.interval?;
-        tried.retain(|id, at| at.elapsed() < interval && self.snapshots.join(id.as_str()).exists());
+        tried.retain(|id, at| at.elapsed() < interval && self.snapshots.join(id.as_str()).try_exists().unwrap_or(true));
         let due = |id: SnapshotId| {
             let due = hearth_snapshot::due(&self.snapshots, &id, interval)?;
             let again = tried.get(&id).map(|at| interval.saturating_sub(at.elapsed()));

@@ -1,4 +1,6 @@
-//! An instance whose VMM could not be looked for when the daemon started: it is looked for again.
+//! An instance of which it is not known where it rests: its VMM could not be looked for when the daemon
+//! started, or what an operation was to undo, or to finish, could not be. It is looked again, and what is
+//! then to be done is what a daemon does that starts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +22,17 @@ const LOOK_AGAIN: [u64; 5] = if cfg!(test) { [20; 5] } else { [250, 1_000, 4_000
 #[derive(Debug)]
 pub(super) struct Unseen {
     record: InstanceRecord,
+    /// An operation of this daemon's has left it so, for that reason; `None` is one before.
+    left: Option<String>,
     looks: usize,
     /// When it was last looked for: what happens in between puts nothing off.
     looked_at: Instant,
 }
 
 impl Unseen {
+    /// One that the start could not look for.
     pub(super) fn new(record: InstanceRecord) -> Self {
-        Self { record, looks: 0, looked_at: Instant::now() }
+        Self { record, left: None, looks: 0, looked_at: Instant::now() }
     }
 
     pub(super) fn due(&self) -> Instant {
@@ -53,6 +58,25 @@ impl Unseen {
 }
 
 impl Driver {
+    /// Has it looked again, and done what is to be done then, where an operation has left something. The
+    /// record says in `phase` what is under way, as if the daemon had died over it. Returns what is shown
+    /// meanwhile.
+    pub(super) fn hold(&mut self, phase: Phase, reason: String) -> InstanceState {
+        self.unwatch();
+        let shown = InstanceState::Failed { reason: format!("{reason}; trying again") };
+        let record = InstanceRecord { phase, ..self.record.clone() };
+        self.record.restart.next_attempt_at_ms = None;
+        self.unseen = Some(Unseen { left: Some(reason), ..Unseen::new(record) });
+        shown
+    }
+
+    /// Takes it into the report of the start, if that has left it so.
+    fn tell(&self, unseen: &Unseen, entry: Entry) {
+        if unseen.left.is_none() {
+            recover::note(&self.host, entry);
+        }
+    }
+
     /// Looks once more for the VMM; true when what was recorded is an instance no more.
     pub(super) async fn look_again(&mut self) -> bool {
         let Some(mut unseen) = self.unseen.take() else { return false };
@@ -63,15 +87,16 @@ impl Driver {
         let why = match recover::act(&self.host, unseen.record.clone(), sight).await {
             Ok((outcome, Found::Running(record, live, events))) => {
                 info!(look, "its VMM was found: it runs");
-                recover::note(&self.host, entry(outcome).rests(InstanceState::Running));
+                self.tell(&unseen, entry(outcome).rests(InstanceState::Running));
                 self.record = *record;
                 self.watch(live, events);
                 self.found(InstanceState::Running);
+                self.drop_orphans();
                 return false;
             }
             Ok((outcome, Found::Rests(record, state))) => {
                 info!(look, state = state.name(), "its VMM was looked for, and is not there");
-                recover::note(&self.host, entry(outcome).rests(state.clone()));
+                self.tell(&unseen, entry(outcome).rests(state.clone()));
                 self.record = *record;
                 self.found(state);
                 self.drop_orphans();
@@ -79,7 +104,7 @@ impl Driver {
             }
             Ok((outcome, Found::Nothing)) => {
                 info!(look, "what was cut off is removed");
-                recover::note(&self.host, entry(outcome));
+                self.tell(&unseen, entry(outcome));
                 self.forget();
                 return true;
             }
@@ -92,8 +117,9 @@ impl Driver {
             return false;
         }
         warn!(looks = look, why, "the instance could not be brought back under control");
-        let state = InstanceState::Failed { reason: format!("after a restart of the daemon: {why}") };
-        recover::note(&self.host, entry(Outcome::Failed).rests(state.clone()).because(&why));
+        let before = unseen.left.as_deref().unwrap_or("after a restart of the daemon");
+        let state = InstanceState::Failed { reason: format!("{before}: {why}") };
+        self.tell(&unseen, entry(Outcome::Failed).rests(state.clone()).because(&why));
         self.record.restart = unseen.record.restart;
         self.record.restart.next_attempt_at_ms = None;
         self.found(state);
@@ -103,6 +129,9 @@ impl Driver {
     /// It is known at last where it rests. A deletion that was admitted meanwhile comes next.
     fn found(&mut self, state: InstanceState) {
         self.settle_room(&state);
+        if let InstanceState::Standby { snapshot } = &state {
+            self.host.settler.later(snapshot);
+        }
         self.record.phases.enter(state.name(), now_ms());
         self.record.phase = Phase::Resting(state);
         self.store();

@@ -13,6 +13,7 @@ use hearth_vmm::{Ram, SaveMemory, StateFormat, Vmm};
 use super::{Born, Live, Subject, files, slot};
 use crate::agents;
 use crate::clock::now_ms;
+use crate::dropping::take_back;
 use crate::error::OpError;
 use crate::host::Host;
 use crate::registry::random;
@@ -130,7 +131,7 @@ pub(super) async fn save(
     // the difference is written in the pause. A booted guest that ends gives its file away.
     let copied = match (vmm.ram(), then) {
         (Ram::Private, _) => Some(dir.memory_base()),
-        (Ram::Tracked, _) => Some(dir.memory_base()).filter(|base| base.exists()),
+        (Ram::Tracked, _) => files::if_there(dir.memory_base())?,
         (Ram::Shared, Then::GoOn) => Some(dir.memory()),
         (Ram::Shared, Then::End) | (Ram::Anonymous, _) => None,
     };
@@ -250,10 +251,7 @@ pub(super) async fn copy(
 pub(super) async fn begin(host: &Arc<Host>, run: &mut Run) -> Result<Draft, OpError> {
     let id = SnapshotId::from_entropy(random()?);
     let snapshots = host.data.snapshots();
-    run.undo("snapshot draft", {
-        let (snapshots, id) = (snapshots.clone(), id.clone());
-        blocking(move || hearth_snapshot::discard(&snapshots, &id))
-    });
+    run.undo("snapshot", take_back(Arc::clone(host), id.clone()));
     run.step("begin bundle", blocking(move || hearth_snapshot::begin(&snapshots, &id))).await
 }
 
@@ -338,7 +336,7 @@ pub(super) async fn publish(
         base,
     };
 
-    // The record comes first: a bundle that nobody knows of would stay for ever if the daemon died
+    // What undoes all of this was said when the draft was begun. The record comes first: a bundle that nobody knows of would stay for ever if the daemon died
     // between the two, a record without a bundle is forgotten at the next start.
     let mut saved = SnapshotRecord {
         id: id.clone(),
@@ -355,16 +353,8 @@ pub(super) async fn publish(
         spec,
         image_digest,
     };
-    run.undo("snapshot record", {
-        let (host, id) = (Arc::clone(host), id.clone());
-        async move { host.store.remove_snapshot(&id) }
-    });
     run.step("record snapshot", async { host.store.insert_snapshot(&saved) }).await?;
 
-    run.undo("snapshot", {
-        let snapshots = host.data.snapshots();
-        blocking(move || hearth_snapshot::remove(&snapshots, &id))
-    });
     let bundle = run.step("publish bundle", blocking(move || hearth_snapshot::publish(draft, manifest))).await?;
     saved.size_bytes = bundle.manifest().allocated_bytes();
     run.step("record size", async { host.store.update_snapshot(&saved) }).await?;

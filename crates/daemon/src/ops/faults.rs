@@ -46,6 +46,8 @@ mod planned {
     pub(crate) enum How {
         /// With an error.
         Error,
+        /// With an error, and so does the next call: where one is tried twice, in vain.
+        Twice,
         /// The daemon stops dead: the operation never goes on.
         Death,
         /// With a bug.
@@ -95,13 +97,14 @@ mod planned {
                 let mut plan = self.plan();
                 // Of two that are made together, the later one may be begun before the first has ended.
                 let this = plan.calls.iter().rposition(|call| *call == name).unwrap_or(usize::MAX);
-                let how = plan.fail.filter(|(nth, when, _)| (*nth, *when) == (this, now)).map(|(_, _, how)| how);
+                let is_it = |nth, how| this == nth || (how == How::Twice && this == nth + 1);
+                let how = plan.fail.filter(|(nth, when, how)| is_it(*nth, *how) && *when == now).map(|(_, _, how)| how);
                 plan.dead |= how == Some(How::Death);
                 how
             };
             match how {
                 None => Ok(()),
-                Some(How::Error) => {
+                Some(How::Error | How::Twice) => {
                     Err(OpError::new(ErrorKind::HostFailed, format!("planned failure {now:?} {name:?}")))
                 }
                 Some(How::Death) => std::future::pending().await,

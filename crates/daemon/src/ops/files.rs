@@ -13,7 +13,7 @@ use crate::run::blocking;
 /// A file system call failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {}", path.display())]
-pub(super) struct FileError {
+pub(crate) struct FileError {
     action: &'static str,
     path: PathBuf,
     #[source]
@@ -71,7 +71,7 @@ pub(super) fn put_aside(file: &Path, before: &Path) -> Result<(), FileError> {
 }
 
 /// Renames `before` to `file`, if there is one.
-pub(super) fn put_back(before: &Path, file: &Path) -> Result<(), FileError> {
+pub(crate) fn put_back(before: &Path, file: &Path) -> Result<(), FileError> {
     match fs::rename(before, file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(failed("put back", file)),
@@ -103,6 +103,12 @@ pub(crate) fn aside_of(to: &Path) -> PathBuf {
     let mut name = to.as_os_str().to_owned();
     name.push(".new");
     name.into()
+}
+
+/// The path, if there is something of that name.
+pub(super) fn if_there(path: PathBuf) -> Result<Option<PathBuf>, FileError> {
+    let is_there = path.try_exists().map_err(failed("look for", &path))?;
+    Ok(is_there.then_some(path))
 }
 
 fn forget(path: &Path) -> Result<(), FileError> {
