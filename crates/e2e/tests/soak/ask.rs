@@ -130,13 +130,13 @@ async fn save(
     let holds = holds.filter(|saved| memory == matches!(saved, Saved::Memory(_))).collect();
     learn(realm, slot, &[Verb::Save { memory }], answer, trouble, None)?;
     if matches!(answer, Answer::Done | Answer::Lost) {
-        let source = known(&realm.slots[slot].id);
-        realm.places[place] = Some(Kept { name, holds, source, unsure: answer == Answer::Lost });
+        let (source, unsure) = (known(&realm.slots[slot].id), answer == Answer::Lost);
+        realm.places[place] = Some(Kept { name, holds, source, unsure, suspect: false, half_gone: false });
     }
     Ok(())
 }
 
-async fn drop_snapshot(
+pub(crate) async fn drop_snapshot(
     host: &TestHost,
     realm: &mut Realm,
     place: usize,
@@ -151,19 +151,31 @@ async fn drop_snapshot(
         Answer::Done => realm.places[place] = None,
         Answer::Refused(ErrorKind::NotFound) if kept.unsure => realm.places[place] = None,
         Answer::Lost | Answer::Refused(ErrorKind::Cancelled) if trouble.cuts_off => kept.unsure = true,
-        Answer::Failed(kind) if trouble.fails.contains(&kind) => kept.unsure = true,
+        Answer::Failed(kind) if trouble.fails.contains(&kind) => (kept.unsure, kept.half_gone) = (true, true),
         answer => bail!("the removal of snapshot {name} was answered with {answer:?}"),
     }
     Ok(())
 }
 
-async fn verify(host: &TestHost, realm: &mut Realm, place: usize, trouble: Trouble, figures: &Figures) -> Result<()> {
+pub(crate) async fn verify(
+    host: &TestHost,
+    realm: &mut Realm,
+    place: usize,
+    trouble: Trouble,
+    figures: &Figures,
+) -> Result<()> {
     let name = called(realm, place);
     let (answer, _) = taken(host.client().verify_snapshot(&name).await)?;
     figures.asked("verify", answer);
-    let Some(kept) = &realm.places[place] else { return missing(answer, trouble) };
+    let Some(kept) = &mut realm.places[place] else { return missing(answer, trouble) };
+    kept.suspect &= answer != Answer::Done;
     match answer {
         Answer::Done => Ok(()),
+        // A file that cannot be read from the disk is one that is damaged, until it can.
+        Answer::Failed(ErrorKind::Corrupt) if trouble.stays => {
+            kept.suspect = true;
+            Ok(())
+        }
         // Its sums are made in the background.
         Answer::Refused(ErrorKind::WrongState) => Ok(()),
         Answer::Refused(ErrorKind::NotFound) if kept.unsure => Ok(()),
@@ -189,6 +201,9 @@ async fn revert(
         return Ok(());
     }
     let Some(kept) = &realm.places[place] else { return missing(answer, trouble) };
+    if kept.suspect && answer == Answer::Failed(ErrorKind::Corrupt) {
+        return Ok(());
+    }
     let own = kept.source.is_some() && kept.source == known(&realm.slots[slot].id);
     let maybe_own = own || kept.source.is_none() || realm.slots[slot].id == Id::New;
     let mut verbs: Vec<Verb> = kept.holds.iter().filter(|_| maybe_own).map(|s| Verb::Revert(Some(*s))).collect();
@@ -239,6 +254,9 @@ async fn fork_saved(
         return Ok(());
     }
     let verbs: Vec<Verb> = kept.holds.iter().map(|saved| Verb::BeBorn(born_of(*saved))).collect();
+    if kept.suspect && answer == Answer::Failed(ErrorKind::Corrupt) {
+        return Ok(());
+    }
     learn(realm, slot, &verbs, answer, trouble, id_of(forked))
 }
 

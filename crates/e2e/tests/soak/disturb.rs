@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hearth_e2e::{TestHost, eventually};
-use hearth_model::ErrorKind::{self, Exhausted, GuestUnresponsive, Incompatible, VmmFailed};
+use hearth_e2e::{DiskFault, TestHost, eventually};
+use hearth_model::ErrorKind::{self, Exhausted, GuestUnresponsive, HostFailed, Incompatible, VmmFailed};
 use hearth_simulated::faults::{Effect, Fault, Plan, When};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -18,6 +18,12 @@ const OF_A_VMM: &[ErrorKind] = &[VmmFailed, GuestUnresponsive, Incompatible];
 
 /// How those fail that find no room, or whose VMM does.
 const OF_A_DISK: &[ErrorKind] = &[Exhausted, VmmFailed, Incompatible];
+
+/// How those fail whose calls to the disk do, or whose VMM's.
+const OF_A_BAD_DISK: &[ErrorKind] = &[HostFailed, VmmFailed, Incompatible];
+
+/// How those fail whose disk is so slow that a guest is given up.
+const OF_A_SLOW_DISK: &[ErrorKind] = &[];
 
 /// What the simulated VMM does wrong, at what, and whether one that ran before may end of it.
 const FAULTS: [(&str, When, Effect, bool); 20] = [
@@ -51,11 +57,16 @@ pub(crate) fn trouble(fate: Fate, of: (usize, usize)) -> Trouble {
         Fate::Calm | Fate::Crowd { .. } => Trouble::default(),
         Fate::DaemonKilled { .. } | Fate::DaemonEnded { .. } => Trouble { cuts_off: true, ..Trouble::default() },
         Fate::VmmKilled { client, slot, .. } => {
-            Trouble { fails: OF_A_VMM, ends: (client, slot) == of, cuts_off: false }
+            Trouble { fails: OF_A_VMM, ends: (client, slot) == of, ..Trouble::default() }
         }
-        Fate::VmmFault { fault } => Trouble { fails: OF_A_VMM, ends: FAULTS[fault].3, cuts_off: false },
+        Fate::VmmFault { fault } => Trouble { fails: OF_A_VMM, ends: FAULTS[fault].3, ..Trouble::default() },
         Fate::AgentSilent => Trouble { fails: OF_A_VMM, ..Trouble::default() },
         Fate::DiskFull { .. } => Trouble { fails: OF_A_DISK, ..Trouble::default() },
+        Fate::DiskBad(DiskFault::Slow { .. }) => Trouble { fails: OF_A_SLOW_DISK, ..Trouble::default() },
+        Fate::DiskBad(DiskFault::Fails { .. }) => Trouble { fails: OF_A_BAD_DISK, stays: true, ..Trouble::default() },
+        Fate::DaemonOnBadDisk { .. } => {
+            Trouble { fails: OF_A_BAD_DISK, stays: true, cuts_off: true, ..Trouble::default() }
+        }
     }
 }
 
@@ -91,6 +102,20 @@ pub(crate) async fn happen(host: &TestHost, fate: Fate, id: Option<&str>, figure
         Fate::AgentSilent => figures.fault("agent silent"),
         Fate::DiskFull { .. } if host.has_small_disk() => figures.fault("disk full"),
         Fate::DiskFull { .. } => {}
+        Fate::DiskBad(fault) if host.has_bad_disk() => figures.fault(&in_words(fault)),
+        Fate::DiskBad(_) => {}
+        Fate::DaemonOnBadDisk { fault, after_ms } => {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            host.crash_daemon()?;
+            if host.has_bad_disk() {
+                host.break_disk(fault)?;
+            }
+            match host.start_daemon() {
+                Ok(()) => figures.fault("daemon started on a disk that fails"),
+                Err(_) if host.has_bad_disk() => figures.fault("daemon refused a disk that fails"),
+                Err(error) => return Err(error),
+            }
+        }
     }
     Ok(())
 }
@@ -110,12 +135,15 @@ pub(crate) fn begin(host: &TestHost, fate: Fate) -> Result<()> {
             Fault { on: "vsock".into(), with: None, nth: None, when: When::Before, effect: Effect::Hang }
         }
         Fate::DiskFull { left_kib } if host.has_small_disk() => return host.fill_disk(left_kib << 10),
+        Fate::DiskBad(fault) if host.has_bad_disk() => return host.break_disk(fault),
         Fate::Calm
         | Fate::Crowd { .. }
         | Fate::DaemonKilled { .. }
         | Fate::DaemonEnded { .. }
         | Fate::VmmKilled { .. }
-        | Fate::DiskFull { .. } => return Ok(()),
+        | Fate::DiskFull { .. }
+        | Fate::DiskBad(_)
+        | Fate::DaemonOnBadDisk { .. } => return Ok(()),
     };
     plan(host, Plan { faults: vec![fault], ..Plan::default() })
 }
@@ -125,12 +153,24 @@ pub(crate) fn over(host: &TestHost, fate: Fate) -> Result<()> {
     match fate {
         Fate::VmmFault { .. } | Fate::AgentSilent => plan(host, Plan::default()),
         Fate::DiskFull { .. } if host.has_small_disk() => host.free_disk(),
+        Fate::DiskBad(_) | Fate::DaemonOnBadDisk { .. } => {
+            host.mend_disk();
+            // One that would not have it has ended.
+            if host.daemon_runs() { Ok(()) } else { host.start_daemon() }
+        }
         Fate::Calm
         | Fate::Crowd { .. }
         | Fate::DaemonKilled { .. }
         | Fate::DaemonEnded { .. }
         | Fate::VmmKilled { .. }
         | Fate::DiskFull { .. } => Ok(()),
+    }
+}
+
+fn in_words(fault: DiskFault) -> String {
+    match fault {
+        DiskFault::Slow { ms } => format!("disk slow by {ms} ms"),
+        DiskFault::Fails { calls, .. } => format!("disk fails: {calls:?}"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! is drawn does not depend on what came of it, so the same seed draws the same again.
 
 use fastrand::Rng;
+use hearth_e2e::{Calls, DiskFault};
 
 /// How many instances a client has to do with.
 pub(crate) const SLOTS: usize = 3;
@@ -186,6 +187,13 @@ pub(crate) enum Fate {
     DiskFull {
         left_kib: u64,
     },
+    /// The disk fails, or is slow.
+    DiskBad(DiskFault),
+    /// The daemon is killed, and started again while the disk fails.
+    DaemonOnBadDisk {
+        fault: DiskFault,
+        after_ms: u64,
+    },
 }
 
 /// Draws what goes wrong.
@@ -213,8 +221,19 @@ impl Fates {
             29..=43 => Fate::VmmFault { fault: self.random.usize(..self.faults) },
             44 => Fate::AgentSilent,
             45..=49 => Fate::DiskFull { left_kib: [0, 64, 512, 4096][self.random.usize(..4)] },
+            50..=55 => Fate::DiskBad(self.disk_fails()),
+            56..=58 => Fate::DiskBad(DiskFault::Slow { ms: [1, 5, 20][self.random.usize(..3)] }),
+            59..=61 => Fate::DaemonOnBadDisk { fault: self.disk_fails(), after_ms },
             _ => Fate::Calm,
         }
+    }
+
+    /// From somewhere on all calls of a kind fail, or one in so many.
+    fn disk_fails(&mut self) -> DiskFault {
+        let calls = [Calls::Reads, Calls::Writes, Calls::Names, Calls::Syncs, Calls::All][self.random.usize(..5)];
+        let soon = [1, 20, 200][self.random.usize(..3)];
+        let first = 1 + self.random.u64(..soon);
+        DiskFault::Fails { calls, first, each: [1, 3, 10, 50][self.random.usize(..4)] }
     }
 
     /// What each of a crowd asks for.
@@ -263,6 +282,6 @@ mod tests {
         let fates: Vec<Fate> = (0..500).map(|_| draws.round()).collect();
         let kinds: std::collections::BTreeSet<_> =
             fates.iter().map(std::mem::discriminant).map(|d| format!("{d:?}")).collect();
-        assert_eq!(kinds.len(), 8, "{kinds:?}");
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
     }
 }

@@ -20,21 +20,23 @@ mod realm;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::{join, join_all};
-use hearth_api::instances::DeleteInstance;
-use hearth_e2e::{Names, Setup, TestHost, TestImage, eventually, seed};
+use hearth_api::instances::{DeleteInstance, Instance, InstanceState};
+use hearth_e2e::{Names, Setup, TestHost, TestImage, eventually, seed, slowness};
 
 use crate::ask::IMAGE;
 use crate::disturb::VMM_FAULTS;
 use crate::draw::{Ask, Client, Fate, Fates};
 use crate::figures::Figures;
 use crate::look::look;
-use crate::model::{all_at_once, perhaps_ended};
+use crate::model::{Life, Trouble, all_at_once, perhaps_ended};
 use crate::realm::{Id, Realm};
 
 /// How much fits on the disk.
 const DISK_MIB: u64 = 1024;
+/// How long it may take until everything that could not be undone is tried again, and given up.
+const UNDONE: Duration = Duration::from_secs(90);
 /// Slots of the network that wait: as many as every daemon of a test has.
 const POOL: usize = 2;
 
@@ -88,7 +90,8 @@ fn simulated() -> Setup {
     // Any ELF: what the simulated VMM boots has an agent, and no kernel.
     let mut kernel = b"\x7fELF\x02\x01\x01".to_vec();
     kernel.resize(4096, 0);
-    let setup = setup.file("vmlinux", &kernel).without_guests().reflink_disk_if_possible(DISK_MIB);
+    let setup =
+        setup.file("vmlinux", &kernel).without_guests().reflink_disk_if_possible(DISK_MIB).bad_disk_if_possible();
     let kernel = setup.dir().join("vmlinux").display().to_string();
     let settings = [
         ("HEARTH_DEFAULTS_HYPERVISOR", "firecracker"),
@@ -112,6 +115,11 @@ fn simulated() -> Setup {
         "timeline not stored",
         "the record could not be",
         "a snapshot could not be removed",
+        // Of a disk that fails.
+        "the host was not left as it should be",
+        "Input/output error",
+        "disk I/O error",
+        "unable to open database file",
     ];
     told.into_iter().fold(setup, Setup::expect_log)
 }
@@ -144,7 +152,9 @@ impl Soak {
             | Fate::VmmKilled { .. }
             | Fate::VmmFault { .. }
             | Fate::AgentSilent
-            | Fate::DiskFull { .. } => self.clients.iter_mut().map(Client::round).collect(),
+            | Fate::DiskFull { .. }
+            | Fate::DiskBad(_)
+            | Fate::DaemonOnBadDisk { .. } => self.clients.iter_mut().map(Client::round).collect(),
         }
     }
 
@@ -171,6 +181,9 @@ impl Soak {
         disturb::over(host, fate)?;
         happened?;
         asked.into_iter().collect::<Result<Vec<()>>>()?;
+        if matches!(fate, Fate::DiskFull { .. } | Fate::DiskBad(_) | Fate::DaemonOnBadDisk { .. }) {
+            clear_up(host, &mut self.realms, figures).await?;
+        }
         for realm in &mut self.realms {
             for (nth, slot) in realm.slots.iter_mut().enumerate() {
                 if disturb::trouble(fate, (realm.client, nth)).ends {
@@ -189,9 +202,43 @@ impl Soak {
         let asked = asked.into_iter().collect::<Result<Vec<_>>>()?;
         let answers: Vec<_> = asked.into_iter().map(|(verb, answer, _)| (verb, answer)).collect();
         slot.lives = all_at_once(&slot.lives, &answers).map_err(anyhow::Error::msg)?;
-        if slot.lives.contains(&model::Life::Absent) {
+        if slot.lives.contains(&Life::Absent) {
             slot.id = Id::New;
         }
         Ok(())
     }
+}
+
+/// Waits until what the disk kept from being undone is undone, and deletes what has failed for good: nothing
+/// of it may stay.
+async fn clear_up(host: &TestHost, realms: &mut [Realm], figures: &Figures) -> Result<()> {
+    let trying = |instance: &Instance| instance.state_error.as_ref().is_some_and(|why| why.ends_with(" again"));
+    let until = Instant::now() + UNDONE * slowness();
+    while let Some(instance) = host.instances().await?.into_iter().find(trying) {
+        ensure!(Instant::now() < until, "{} is still not undone: {:?}", instance.name, instance.state_error);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut failed = host.instances().await?;
+    failed.retain(|instance| instance.state == InstanceState::Unknown);
+    for slot in realms.iter_mut().flat_map(|realm| realm.slots.iter_mut()) {
+        let Some(failed) = failed.iter().find(|failed| failed.name == slot.name) else { continue };
+        let why = failed.state_error.as_ref().context("a reason")?;
+        ensure!(slot.lives.contains(&Life::Failed), "{} has failed, and may be {:?}: {why}", slot.name, slot.lives);
+        host.client().delete_instance(&slot.name, &DeleteInstance::default()).await?;
+        figures.fault("left behind and deleted");
+        (slot.lives, slot.id) = ([Life::Absent].into(), Id::New);
+    }
+    for realm in realms {
+        for place in 0..realm.places.len() {
+            // Whoever was told that it failed asks once more.
+            if realm.places[place].as_ref().is_some_and(|kept| kept.half_gone) {
+                ask::drop_snapshot(host, realm, place, Trouble::default(), figures).await?;
+            }
+            if realm.places[place].as_ref().is_some_and(|kept| kept.suspect) {
+                ask::verify(host, realm, place, Trouble::default(), figures).await?;
+                figures.fault("called damaged and verified again");
+            }
+        }
+    }
+    Ok(())
 }

@@ -18,6 +18,8 @@ pub(crate) enum Life {
     Stopped,
     Running(Token),
     Standby(Token),
+    /// Something of it could not be undone: it can be deleted.
+    Failed,
 }
 
 /// All that it may be.
@@ -96,17 +98,23 @@ pub(crate) struct Trouble {
     pub(crate) ends: bool,
     /// The daemon is killed, or told to end.
     pub(crate) cuts_off: bool,
+    /// What an operation was to undo, or to finish, may stay, and be named.
+    pub(crate) stays: bool,
 }
 
 /// Where a verb leads, or how it is refused.
 pub(crate) fn step(life: Life, verb: Verb) -> Result<Life, ErrorKind> {
     use ErrorKind::{AlreadyExists, Invalid, NotFound, WrongState};
-    use Life::{Absent, Running, Standby, Stopped};
+    use Life::{Absent, Failed, Running, Standby, Stopped};
     match (verb, life) {
         (Verb::Create, Absent) => Ok(Running(0)),
         (Verb::BeBorn(life), Absent) => Ok(life),
-        (Verb::Create | Verb::BeBorn(_), Stopped | Running(_) | Standby(_)) => Err(AlreadyExists),
+        (Verb::Create | Verb::BeBorn(_), Stopped | Running(_) | Standby(_) | Failed) => Err(AlreadyExists),
         (_, Absent) => Err(NotFound),
+
+        (Verb::Delete, Stopped | Running(_) | Standby(_) | Failed) => Ok(Absent),
+        (Verb::Revert(None), _) => Err(Invalid),
+        (_, Failed) => Err(WrongState),
 
         (Verb::Start, Stopped) => Ok(Running(0)),
         (Verb::Start, Running(_)) => Ok(life),
@@ -120,12 +128,9 @@ pub(crate) fn step(life: Life, verb: Verb) -> Result<Life, ErrorKind> {
         (Verb::Restore, Standby(memory) | Running(memory)) => Ok(Running(memory)),
         (Verb::Restore, Stopped) => Err(WrongState),
 
-        (Verb::Delete, Stopped | Running(_) | Standby(_)) => Ok(Absent),
-
         (Verb::Save { memory: true }, Running(_) | Standby(_)) | (Verb::Save { memory: false }, Stopped) => Ok(life),
         (Verb::Save { .. }, Stopped | Running(_) | Standby(_)) => Err(WrongState),
 
-        (Verb::Revert(None), _) => Err(Invalid),
         (Verb::Revert(Some(_)), Running(_)) => Err(WrongState),
         (Verb::Revert(Some(Saved::Memory(memory))), Stopped | Standby(_)) => Ok(Running(memory)),
         (Verb::Revert(Some(Saved::Disks)), Stopped | Standby(_)) => Ok(Stopped),
@@ -141,7 +146,7 @@ pub(crate) fn step(life: Life, verb: Verb) -> Result<Life, ErrorKind> {
 /// What a snapshot of it holds.
 pub(crate) fn saved(life: Life) -> Option<Saved> {
     match life {
-        Life::Absent => None,
+        Life::Absent | Life::Failed => None,
         Life::Stopped => Some(Saved::Disks),
         Life::Running(memory) | Life::Standby(memory) => Some(Saved::Memory(memory)),
     }
@@ -174,7 +179,14 @@ pub(crate) fn after(lives: &Lives, verbs: &[Verb], answer: Answer, trouble: Trou
         Answer::Refused(ErrorKind::Cancelled) if trouble.cuts_off => before.clone(),
         // The record of what was there by that name could not be removed yet.
         Answer::Refused(ErrorKind::AlreadyExists) if trouble.fails.contains(&ErrorKind::Exhausted) => before.clone(),
+        // What was not undone at once may be by now: where it is refused tells nothing of where it will rest.
+        Answer::Refused(kind) if trouble.stays && steps().any(|(_, led)| led == Err(kind)) => before.clone(),
         Answer::Refused(kind) => steps().filter(|(_, led)| *led == Err(kind)).map(|(life, _)| life).collect(),
+        // What could be neither undone nor finished at once is, when the disk works again; and who cannot read
+        // a record does not know whether to refuse.
+        Answer::Failed(kind) if trouble.stays && trouble.fails.contains(&kind) => {
+            before.iter().copied().chain(steps().filter_map(|(_, led)| led.ok())).collect()
+        }
         Answer::Failed(kind) if trouble.fails.contains(&kind) => {
             steps().filter(|(_, led)| led.is_ok()).map(|(life, _)| life).collect()
         }
@@ -186,6 +198,9 @@ pub(crate) fn after(lives: &Lives, verbs: &[Verb], answer: Answer, trouble: Trou
     };
     if trouble.ends {
         after = perhaps_ended(&after);
+    }
+    if trouble.stays && !after.is_empty() && steps().any(|(_, led)| led.is_ok()) {
+        after.insert(Life::Failed);
     }
     if after.is_empty() {
         return Err(format!("{verbs:?} of what was {lives:?} was answered with {answer:?}"));
@@ -239,7 +254,7 @@ mod tests {
     use super::Life::{Absent, Running, Standby, Stopped};
     use super::*;
 
-    const CALM: Trouble = Trouble { fails: &[], ends: false, cuts_off: false };
+    const CALM: Trouble = Trouble { fails: &[], ends: false, cuts_off: false, stays: false };
 
     fn lives<const N: usize>(lives: [Life; N]) -> Lives {
         lives.into()

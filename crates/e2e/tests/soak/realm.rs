@@ -41,6 +41,10 @@ pub(crate) struct Kept {
     pub(crate) source: Option<String>,
     /// Its making or removal was cut off.
     pub(crate) unsure: bool,
+    /// It was called damaged while its disk could not be read: so it stays until it is verified again.
+    pub(crate) suspect: bool,
+    /// Its removal has failed, and may have been begun.
+    pub(crate) half_gone: bool,
 }
 
 impl Realm {
@@ -90,6 +94,7 @@ impl Rests {
             Life::Stopped => Self::Stopped,
             Life::Running(_) => Self::Running,
             Life::Standby(_) => Self::Standby,
+            Life::Failed => Self::Failed,
         }
     }
 }
@@ -143,7 +148,14 @@ mod tests {
         let mut realms = [Realm::new(0)];
         let seen = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), Seen { memory: true })).collect();
         assert!(see_snapshots(&mut realms, seen(&["s"])).is_err(), "nobody's");
-        let kept = Kept { name: "s".into(), holds: [Saved::Memory(1)].into(), source: None, unsure: true };
+        let kept = Kept {
+            name: "s".into(),
+            holds: [Saved::Memory(1)].into(),
+            source: None,
+            unsure: true,
+            suspect: false,
+            half_gone: false,
+        };
         realms[0].places[0] = Some(kept);
         see_snapshots(&mut realms, seen(&["s"])).expect("it is there");
         assert!(see_snapshots(&mut realms, seen(&[])).is_err(), "and gone");
