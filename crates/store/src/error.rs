@@ -96,6 +96,9 @@ impl Kind for OpenError {
                      from a backup, or move it away to begin with no records",
                 file.display()
             )),
+            Self::Database { source, .. } if database_kind(source) == ErrorKind::HostFailed => {
+                Some(LOOK_AT_THE_DISK.into())
+            }
             Self::Checkpoints { .. } | Self::Database { .. } => None,
         }
     }

@@ -59,6 +59,7 @@ fn open_with(file: &Path, steps: &[&str]) -> Result<Connection, OpenError> {
     let failed = |action| move |source| OpenError::Database { action, file: file.to_owned(), source };
     let mut connection = Connection::open(file).map_err(failed("open"))?;
     prepare(&connection).map_err(failed("open"))?;
+    refuse_read_only(&connection).map_err(failed("open"))?;
     let found: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read the version of"))?;
     let done = match usize::try_from(found) {
@@ -92,6 +93,17 @@ fn back_up(connection: &Connection, file: &Path, found: i64) -> rusqlite::Result
     std::fs::rename(unfinished, copy).map_err(io)
 }
 
+/// SQLite opens what it cannot write to for reading alone, as long as it is open: a disk that failed for a
+/// moment would leave a daemon that never stores anything again.
+fn refuse_read_only(connection: &Connection) -> rusqlite::Result<()> {
+    if connection.is_readonly(rusqlite::MAIN_DB)? {
+        let readonly = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY);
+        return Err(rusqlite::Error::SqliteFailure(readonly, None));
+    }
+    // The same of the file by which its connections know of each other.
+    connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")
+}
+
 pub(crate) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     // Answers with the mode it chose, hence a query.
@@ -121,6 +133,17 @@ fn migrate(connection: &mut Connection, steps: &[&str], version: i64) -> rusqlit
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_database_that_was_opened_for_reading_alone_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("state.db");
+        let both = open(&file).expect("opened");
+        refuse_read_only(&both).expect("it is written to");
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let reads = Connection::open_with_flags(&file, flags).expect("it can be read");
+        refuse_read_only(&reads).expect_err("nothing could be stored");
+    }
 
     #[test]
     fn an_older_database_is_copied_before_it_is_changed() {
