@@ -19,10 +19,11 @@ const OF_A_VMM: &[ErrorKind] = &[VmmFailed, GuestUnresponsive, Incompatible];
 /// How those fail that find no room, or whose VMM does.
 const OF_A_DISK: &[ErrorKind] = &[Exhausted, VmmFailed, Incompatible];
 
-/// How those fail whose calls to the disk do, or whose VMM's.
+/// How those fail whose calls to the disk do, or whose VMM's: of a load that the disk ends the saved state is
+/// blamed, as what a VMM says of it is all that is known.
 const OF_A_BAD_DISK: &[ErrorKind] = &[HostFailed, VmmFailed, Incompatible];
 
-/// How those fail whose disk is so slow that a guest is given up.
+/// How those fail whose disk is slow, if not by so much that somebody is given up: not at all.
 const OF_A_SLOW_DISK: &[ErrorKind] = &[];
 
 /// What the simulated VMM does wrong, at what, and whether one that ran before may end of it.

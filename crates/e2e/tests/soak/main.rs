@@ -120,6 +120,7 @@ fn simulated() -> Setup {
         "Input/output error",
         "disk I/O error",
         "unable to open database file",
+        "database disk image is malformed",
     ];
     told.into_iter().fold(setup, Setup::expect_log)
 }
@@ -160,6 +161,7 @@ impl Soak {
 
     async fn round(&mut self, host: &TestHost, fate: Fate, drawn: &[Vec<Ask>]) -> Result<()> {
         let figures = &self.figures;
+        let unswept = unswept(host, fate);
         disturb::begin(host, fate)?;
         let victim = disturb::victim(fate, &self.realms);
         let happens = disturb::happen(host, fate, victim.as_deref(), figures);
@@ -184,6 +186,11 @@ impl Soak {
         if matches!(fate, Fate::DiskFull { .. } | Fate::DiskBad(_) | Fate::DaemonOnBadDisk { .. }) {
             clear_up(host, &mut self.realms, figures).await?;
         }
+        if self::unswept(host, fate) > unswept {
+            // What a start should have removed, and said that it could not, the next one does.
+            host.end_daemon()?;
+            host.start_daemon()?;
+        }
         for realm in &mut self.realms {
             for (nth, slot) in realm.slots.iter_mut().enumerate() {
                 if disturb::trouble(fate, (realm.client, nth)).ends {
@@ -206,6 +213,14 @@ impl Soak {
             slot.id = Id::New;
         }
         Ok(())
+    }
+}
+
+/// How often starts on a disk that fails have said that something could not be swept.
+fn unswept(host: &TestHost, fate: Fate) -> usize {
+    match fate {
+        Fate::DaemonOnBadDisk { .. } => host.log_lines("could not be swept") + host.log_lines("could not be looked at"),
+        _ => 0,
     }
 }
 

@@ -251,7 +251,7 @@ fn in_some_order(life: Life, asked: &[(Verb, Answer)], used: &mut Vec<bool>, end
 
 #[cfg(test)]
 mod tests {
-    use super::Life::{Absent, Running, Standby, Stopped};
+    use super::Life::{Absent, Failed, Running, Standby, Stopped};
     use super::*;
 
     const CALM: Trouble = Trouble { fails: &[], ends: false, cuts_off: false, stays: false };
@@ -317,6 +317,27 @@ mod tests {
         let started = after(&lives([Running(5)]), &[Verb::Start], Answer::Done, ends).expect("either");
         assert_eq!(started, lives([Running(0), Running(5), Stopped]));
         assert_eq!(perhaps_ended(&lives([Standby(5)])), lives([Standby(5)]), "it has none");
+    }
+
+    #[test]
+    fn what_could_not_be_undone_at_once_is_before_or_behind_it_or_has_failed() {
+        let bad = Trouble { fails: &[ErrorKind::HostFailed], stays: true, ..CALM };
+        let running = lives([Running(5)]);
+        let failed = |kind| after(&running, &[Verb::Standby], Answer::Failed(kind), bad);
+        let either = lives([Running(5), Standby(5), Failed]);
+        assert_eq!(failed(ErrorKind::HostFailed), Ok(either.clone()));
+        assert!(failed(ErrorKind::Corrupt).is_err(), "not of that kind");
+        let done = after(&running, &[Verb::Standby], Answer::Done, bad);
+        assert_eq!(done, Ok(lives([Standby(5), Failed])));
+        // It may be undone between the two.
+        let refused = after(&either, &[Verb::Start], Answer::Refused(ErrorKind::WrongState), bad);
+        assert_eq!(refused, Ok(either.clone()));
+        assert!(after(&running, &[Verb::Start], Answer::Refused(ErrorKind::WrongState), bad).is_err(), "it runs");
+        let failed = lives([Failed]);
+        for (verb, answer) in [(Verb::Start, Answer::Done), (Verb::Read(0), Answer::Done)] {
+            assert!(after(&failed, &[verb], answer, CALM).is_err(), "{verb:?}: only delete leads on");
+        }
+        assert_eq!(after(&failed, &[Verb::Delete], Answer::Done, CALM), Ok(lives([Absent])));
     }
 
     #[test]
