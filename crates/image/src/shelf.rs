@@ -123,6 +123,9 @@ pub fn open(images_dir: &Path, digest: &str) -> Result<StoredImage, ImageError> 
     let rootfs = dir.join(ROOTFS);
     match fs::metadata(&rootfs) {
         Ok(file) if file.is_file() && file.len() > 0 => {}
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(ImageError::Host { action: "look at", path: rootfs, source });
+        }
         _ => return Err(damaged(format!("{ROOTFS} is missing"))),
     }
     Ok(StoredImage { image: record.image, rootfs, filesystem: record.filesystem })

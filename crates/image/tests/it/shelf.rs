@@ -58,6 +58,10 @@ fn a_damaged_image_is_named_and_replaced_by_the_next_import() {
     let error = open(&store.images(), &image.digest).expect_err("damaged");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().ends_with("is stored, but rootfs.erofs is missing"), "{error}");
+    std::os::unix::fs::symlink(&rootfs, &rootfs).expect("a link that leads nowhere, for ever");
+    let error = open(&store.images(), &image.digest).expect_err("it cannot be looked at");
+    assert_eq!(error.kind(), ErrorKind::HostFailed, "it may be whole: {error}");
+    std::fs::remove_file(&rootfs).expect("removed");
     store.import(&source).expect("imported again");
     open(&store.images(), &image.digest).expect("whole again");
     std::fs::write(rootfs.with_file_name("image.json"), "{").expect("damage");
