@@ -9,7 +9,7 @@ use hearth_model::{ErrorKind, Kind as _};
 
 use crate::draw::Ask;
 use crate::figures::Figures;
-use crate::model::{Answer, Life, Saved, Trouble, Verb, after, born_of, saved};
+use crate::model::{Answer, Life, Saved, Trouble, Verb, after, born_of, perhaps_ended, saved};
 use crate::realm::{Id, Kept, Realm};
 
 /// The image that all are made of.
@@ -126,7 +126,9 @@ async fn save(
     let request = CreateSnapshot { kind, name: Some(name.clone()), tags: None };
     let (answer, _) = taken(host.client().create_snapshot(&realm.slots[slot].name, &request).await)?;
     figures.asked("snapshot", answer);
-    let holds = realm.slots[slot].lives.iter().filter_map(|life| saved(*life));
+    let lives = &realm.slots[slot].lives;
+    let lives = if trouble.ends { perhaps_ended(lives) } else { lives.clone() };
+    let holds = lives.iter().filter_map(|life| saved(*life));
     let holds = holds.filter(|saved| memory == matches!(saved, Saved::Memory(_))).collect();
     learn(realm, slot, &[Verb::Save { memory }], answer, trouble, None)?;
     if matches!(answer, Answer::Done | Answer::Lost) {
