@@ -8,7 +8,7 @@ use hearth_model::foreign::{ForeignState, NamedDrive};
 use hearth_model::{ErrorKind, InstanceId, InstanceName, InstanceSpec, SnapshotId};
 use hearth_snapshot::{Bundle, BundleKind, Draft, Manifest};
 use hearth_store::{SnapshotKind, SnapshotRecord};
-use hearth_vmm::{Ram, SaveMemory, StateFormat, Vmm};
+use hearth_vmm::{ControlError, Ram, SaveMemory, StateFormat, Vmm};
 
 use super::{Born, Live, Subject, files, slot};
 use crate::agents;
@@ -368,7 +368,10 @@ pub(crate) const NOT_PUBLISHED: u64 = 0;
 async fn resume_if_there(vmm: Arc<Vmm>) -> Result<(), OpError> {
     tokio::select! {
         biased;
-        resumed = vmm.resume() => resumed.map_err(OpError::from),
+        resumed = vmm.resume() => match resumed {
+            Err(ControlError::Gone { .. }) => Ok(()),
+            resumed => resumed.map_err(OpError::from),
+        },
         _ = vmm.exited() => Ok(()),
     }
 }
