@@ -273,9 +273,12 @@ fn rounds_from_fork_to_removal_leave_nothing_on_the_network() {
             }
             vm.delete().await?;
         }
-        hearth_e2e::eventually("the pool is as it was", ready).await?;
-        let after = on_the_network(host).await?;
-        ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        let mut after = String::new();
+        let same = eventually("the network is as before", async || {
+            after = on_the_network(host).await?;
+            Ok(before == after)
+        });
+        same.await.with_context(|| format!("before:\n{before}\nafter:\n{after}"))?;
         Ok(())
     });
 }
