@@ -81,11 +81,9 @@ pub(crate) async fn look_again(vmm: &Arc<Vmm>, error: OpError) -> OpError {
     OpError { message: format!("{}; {seen}", error.message), ..error }
 }
 
-/// How far behind the host's a guest's clock may be set.
-const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
-
-/// How often a clock that was set late is set again.
-const CLOCK_ATTEMPTS: usize = 4;
+/// How far behind the host's a guest's clock may be set: a clock that was set late is set again so often,
+/// until it was not. A host with more to do than it can is asked for less, but for longer.
+const CLOCK_TOLERANCES: [(usize, Duration); 2] = [(4, Duration::from_millis(5)), (20, Duration::from_millis(25))];
 
 /// So many complaints of a guest are told, with so many characters each.
 const COMPLAINTS: usize = 8;
@@ -173,8 +171,9 @@ pub(crate) async fn refresh(agent: &Agent, identity: &Identity, within: Duration
     let mut refreshed = agent.refresh(&refresh, within).await?;
     // The guest's time counts from its clock being set: what passed before and after, it is behind at most.
     let mut clock_behind = sent.elapsed().saturating_sub(Duration::from_micros(refreshed.took_us.into()));
-    for _ in 0..CLOCK_ATTEMPTS {
-        if clock_behind <= CLOCK_TOLERANCE || !agent.can_fork() {
+    let tolerances = CLOCK_TOLERANCES.into_iter().flat_map(|(attempts, most)| std::iter::repeat_n(most, attempts));
+    for tolerance in tolerances {
+        if clock_behind <= tolerance || !agent.can_fork() {
             break;
         }
         let sent = Instant::now();
