@@ -35,7 +35,11 @@ fn main() {
 fn start(cli: Cli) -> Result<u8, CliError> {
     // A daemon works on all processors; a command starts faster on one thread.
     let mut runtime = match cli.command {
-        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Serve(_) => {
+            // Its threads inherit it. A system that filters the call has a daemon that works without.
+            hearth_daemon::answer_promptly().ok();
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime

@@ -40,6 +40,7 @@ mod world;
 pub use config::{Config, ConfigError, ServeOptions};
 pub use doctor::{Check, DoctorOptions, Verdict, doctor};
 pub use error::OpError;
+pub use hearth_vmm::answer_promptly;
 #[cfg(any(test, feature = "stranger"))]
 pub use http::stranger;
 pub use serve::{ServeError, serve};

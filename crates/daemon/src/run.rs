@@ -88,8 +88,8 @@ impl Run {
     }
 
     /// Two steps at the same time, which have nothing to do with each other. Both are awaited to
-    /// their end, whatever becomes of the other one; what undoes them is said before either. The
-    /// first one is begun first: so it is the one that does its work elsewhere.
+    /// their end, whatever becomes of the other one; what undoes them is said before either. What the
+    /// first one does before it waits for anything, the second one waits for.
     pub(crate) async fn steps_together<T, U, E: Into<OpError>, F: Into<OpError>>(
         &mut self,
         (first, work): (&'static str, impl Future<Output = Result<T, E>>),

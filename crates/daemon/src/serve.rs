@@ -161,16 +161,16 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     eprintln!("hearth: ready on http://{local}, data in {}", app.host.data.root().display());
-    axum::serve(listener, crate::http::router(Arc::clone(&app)))
-        .with_graceful_shutdown(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            info!("draining: no new requests are taken");
-            draining.cancel();
-        })
-        .await?;
+    let serving = axum::serve(listener, crate::http::router(Arc::clone(&app))).with_graceful_shutdown(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("draining: no new requests are taken");
+        draining.cancel();
+    });
+    // On a thread of the runtime's: this one would be one more that a new connection passes through.
+    tokio::spawn(serving.into_future()).await.map_err(std::io::Error::other)??;
     if tokio::time::timeout(DRAIN, registry.drained()).await.is_err() {
         warn!(seconds = DRAIN.as_secs(), "operations still run; they are recovered at the next start");
     }

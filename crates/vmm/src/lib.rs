@@ -36,7 +36,7 @@ pub use firecracker::stranger;
 pub use kvm::{accel, evidence};
 pub use launcher::{Launcher, Ready, ReadyToBoot, Started};
 pub use probe::BackendProbe;
-pub use process::{Ended, Exit};
+pub use process::{Ended, Exit, answer_promptly};
 pub use qemu::probe::probe as probe_qemu;
 pub use spec::{
     AGENT_SOCKET, API_SOCKET, LaunchSpec, MADE, MEMORY, MEMORY_BASE, Machine, Nic, OVERLAY, PageCount, QMP_SOCKET,

@@ -175,7 +175,7 @@ fn begin(program: &Program, cgroup: Option<&Cgroup>) -> io::Result<(Process, Opt
         line.push(value);
         Some(c(&line))
     });
-    let sys::Spawned { pid, not_in_cgroup } = sys::spawn(&sys::Spawn {
+    let sys::Spawned { pid, not_in_cgroup, stat: line } = sys::spawn(&sys::Spawn {
         argv: [c(program.path.as_os_str())]
             .into_iter()
             .chain(program.args.iter().map(|a| c(a)))
@@ -191,7 +191,10 @@ fn begin(program: &Program, cgroup: Option<&Cgroup>) -> io::Result<(Process, Opt
     let raw = raw_pid(pid)?;
     let watched = || {
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
-        let stat = stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?;
+        let stat = match parse_stat(&String::from_utf8_lossy(&line)) {
+            Some(stat) => stat,
+            None => stat(pid)?.ok_or_else(|| io::Error::other("a child that nobody waited for is gone"))?,
+        };
         let inside = cgroup.filter(|_| not_in_cgroup.is_none()).map(|cgroup| cgroup.path().into());
         watch_end(pid, stat.start_ticks, pidfd, program.dir.clone(), inside)
     };
@@ -201,6 +204,15 @@ fn begin(program: &Program, cgroup: Option<&Cgroup>) -> io::Result<(Process, Opt
         let _ = rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty());
     })?;
     Ok((process, not_in_cgroup))
+}
+
+/// Has the calling thread, and those that it starts, answer soon after they were woken, though guests keep
+/// every CPU busy: else one that is woken on a guest's CPU may wait for the rest of that guest's slice, some
+/// 3 ms. Linux has had this since 6.12; before, nothing changes. VMMs do not inherit it.
+pub fn answer_promptly() -> io::Result<()> {
+    /// The shortest that there is.
+    const SLICE_NS: u64 = 100_000;
+    sys::set_slice(SLICE_NS)
 }
 
 /// Starts a program that ends at once in a cgroup, to see whether that can be done.
@@ -531,6 +543,27 @@ pub(crate) mod tests {
         // Rust's runtime ignores it; nobody told the child to.
         assert_eq!(set("SigIgn") & 1 << (Signal::PIPE.as_raw() - 1), 0, "{said}");
         assert_eq!(lines.last(), Some(&"the third"));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_is_known_by_its_start_and_short_slices_are_the_daemon_s_alone() {
+        let slice = |of| sys::tests::slice(of).expect("the kernel tells");
+        let of_this_thread = move || slice(0);
+        let usual = of_this_thread();
+        answer_promptly().expect("everybody may");
+        if usual == 0 {
+            eprintln!("skipped: this kernel has one slice for all");
+            return;
+        }
+        let short = of_this_thread();
+        assert!(short < usual, "{short} of {usual} ns");
+        assert_eq!(std::thread::spawn(of_this_thread).join().expect("it ends"), short, "a thread of ours");
+        let dir = tempfile::tempdir().expect("a directory");
+        let process = start(shell(dir.path(), "exec sleep 60")).expect("a shell starts");
+        assert_eq!(slice(process.pid), usual, "a VMM");
+        let stat = stat(process.pid).expect("could look").expect("it sleeps");
+        assert_eq!(stat.start_ticks, process.start_ticks);
+        process.kill().await.expect("ends");
     }
 
     #[tokio::test]

@@ -1,10 +1,11 @@
 //! The kernel and C library calls that have no safe form: spawn in a new session, network namespace
 //! and cgroup, scan a page map, copy another process's memory, ask KVM for its version, watch a
-//! descriptor, read the CPU's time stamp counter.
+//! descriptor, read the CPU's time stamp counter, ask for short slices of it.
 //!
 //! Nothing is decided here.
 #![allow(unsafe_code)]
 
+use std::cell::UnsafeCell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use tokio::io::unix::AsyncFd;
 
@@ -45,6 +46,9 @@ pub(crate) struct Spawned {
     /// Why it was not started in the cgroup that was asked for, but in the caller's: the kernel
     /// (before 5.7) or a filter of system calls lets nobody be, or this cgroup takes none.
     pub not_in_cgroup: Option<io::Error>,
+    /// Its line in `/proc/PID/stat`, as it read it itself before it became the program; empty if it could
+    /// not. Whoever asks while it does waits until that is done, and then for a CPU.
+    pub stat: Vec<u8>,
 }
 
 /// Copies a descriptor to a number of at least `floor`, closed on exec.
@@ -62,7 +66,15 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<Spawned> {
     let pointers =
         |list: &[CString]| -> Vec<*const c_char> { list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect() };
     let (argv, env) = (pointers(&what.argv), pointers(&what.env));
-    let child = Child { what, argv: &argv, env: &env, step: AtomicI32::new(0), errno: AtomicI32::new(0) };
+    let child = Child {
+        what,
+        argv: &argv,
+        env: &env,
+        step: AtomicI32::new(0),
+        errno: AtomicI32::new(0),
+        stat: UnsafeCell::new([0; 1024]),
+        stat_length: AtomicUsize::new(0),
+    };
     // The child's own: it runs while this function's frame has to stay as it is.
     let mut stack = vec![MaybeUninit::<StackLine>::uninit(); STACK_BYTES / size_of::<StackLine>()];
     let blocked = BlockedSignals::all()?;
@@ -82,7 +94,9 @@ pub(crate) fn spawn(what: &Spawn<'_>) -> io::Result<Spawned> {
     }
     drop(blocked);
     let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone returned no process id"))?;
-    Ok(Spawned { pid, not_in_cgroup })
+    let length = child.stat_length.load(Ordering::Relaxed);
+    let stat = child.stat.into_inner().get(..length).unwrap_or_default().to_vec();
+    Ok(Spawned { pid, not_in_cgroup, stat })
 }
 
 /// What a child does before it is the program, in this order, as far as its failing says more than
@@ -120,6 +134,9 @@ struct Child<'a> {
     step: AtomicI32,
     /// Why it failed; 0 until then.
     errno: AtomicI32,
+    /// For [`Spawned::stat`]. The child writes it, and is the program by the time the parent reads it.
+    stat: UnsafeCell<[u8; 1024]>,
+    stat_length: AtomicUsize,
 }
 
 impl Child<'_> {
@@ -156,6 +173,7 @@ impl Child<'_> {
             if !done(0) || !done(libc::chdir(self.what.dir.as_ptr())) {
                 return;
             }
+            self.read_stat();
             let mut default = std::mem::zeroed::<libc::sigaction>();
             default.sa_sigaction = libc::SIG_DFL;
             // Those that the parent ignores too, which exec would leave ignored. Some may not be
@@ -166,9 +184,52 @@ impl Child<'_> {
             let mut none = std::mem::zeroed::<libc::sigset_t>();
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            // The daemon's are for those who answer, not for those who compute.
+            set_slice(0).ok();
             done(libc::execve(self.what.program.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()));
         }
     }
+}
+
+impl Child<'_> {
+    /// # Safety
+    /// As for [`Child::exec`].
+    unsafe fn read_stat(&self) {
+        // SAFETY: plain system calls; the kernel writes within the buffer, which nobody reads yet.
+        unsafe {
+            let file = libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            if file == -1 {
+                return;
+            }
+            let read = libc::read(file, self.stat.get().cast(), size_of_val(&self.stat));
+            self.stat_length.store(usize::try_from(read).unwrap_or(0), Ordering::Relaxed);
+            libc::close(file);
+        }
+    }
+}
+
+/// Has the calling thread, and those that it starts from now on, run in slices of so many nanoseconds: one
+/// that is woken goes before those whose slices are longer, and gets no more of the CPU in all. 0 stands for
+/// the kernel's own. Before Linux 6.12 it changes nothing. It does not allocate.
+pub(crate) fn set_slice(ns: u64) -> io::Result<()> {
+    let size = u32::try_from(size_of::<libc::sched_attr>()).unwrap_or(u32::MAX);
+    // SAFETY: all zeroes is a valid value of this plain struct; the calls read and write it within its
+    // size, and have no other effect than the documented one. Their 0 is the calling thread.
+    unsafe {
+        let mut attr = std::mem::zeroed::<libc::sched_attr>();
+        if libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size, 0) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        // A policy that somebody has chosen for us is better; there the same field has another meaning.
+        if attr.sched_policy != 0 {
+            return Ok(());
+        }
+        attr.sched_runtime = ns;
+        if libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attr, 0) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Where a child begins.
@@ -414,6 +475,19 @@ pub(crate) mod tests {
             File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
         });
         made.join().map_err(|_| io::Error::other("the thread panicked"))?
+    }
+
+    /// The slice of a thread in nanoseconds; 0 where the kernel tells none.
+    pub(crate) fn slice(of: u32) -> io::Result<u64> {
+        // SAFETY: all zeroes is a valid value of this plain struct, which the call fills.
+        unsafe {
+            let mut attr = std::mem::zeroed::<libc::sched_attr>();
+            let size = size_of::<libc::sched_attr>();
+            match libc::syscall(libc::SYS_sched_getattr, of, &raw mut attr, size, 0) {
+                0 => Ok(attr.sched_runtime),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
     }
 
     /// A private, writable mapping of a file, for tests.

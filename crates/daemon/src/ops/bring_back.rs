@@ -19,8 +19,8 @@ use crate::paths::InstanceDir;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
-/// Takes the guest's place on the network, opens the bundle, and starts the VMM beside it: of a guest it needs nothing but the directory, and
-/// it comes up while the guest's files are put in place.
+/// Takes the guest's place on the network, starts the VMM, and opens the bundle beside it: of a guest the
+/// VMM needs nothing but the directory, and it comes up while the guest's files are put in place.
 pub(super) async fn open_and_start(
     host: &Arc<Host>,
     subject: &mut Subject,
@@ -31,7 +31,8 @@ pub(super) async fn open_and_start(
     run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
     let open = bundle::open_to_run(host, snapshot);
     let start = host.start(&subject.dir, &subject.record.spec, place);
-    run.steps_together(("open snapshot", open), ("start vmm", start)).await
+    // The VMM first, though that is done on this thread: all else is done before it has come up.
+    run.steps_together(("start vmm", start), ("open snapshot", open)).await.map(|(vmm, bundle)| (bundle, vmm))
 }
 
 /// Clones the bundle's writable disks to the guest's own, and links what the VMM will load. What

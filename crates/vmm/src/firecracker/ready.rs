@@ -119,8 +119,9 @@ async fn listens_soon(dir: &Path) -> io::Result<UnixStream> {
         if let Attempt::Connected(stream) = attempt(dir).await? {
             return Ok(stream);
         }
-        // A process that was not scheduled since is given time.
+        // A process that was not scheduled since is given time: this CPU may be the one that it waits for.
         if begin.elapsed() < LISTENS_SOON {
+            std::thread::yield_now();
             tokio::task::yield_now().await;
         } else {
             tokio::time::sleep(POLL).await;

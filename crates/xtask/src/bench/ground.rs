@@ -28,6 +28,10 @@ const BUSYBOX: &str = "/bin/busybox";
 const IMAGE: &str = "idle";
 /// What the daemon says in the moment in which a load has returned and the guest runs.
 const RESUMED: &str = "resumed during snapshot load";
+/// Until the daemon has made and removed the slots that it is going to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Of the kernel's clock, at 250 a second.
+const TWO_TICKS: Duration = Duration::from_millis(8);
 /// Of the file that XFS is made in; it is sparse.
 const XFS_BYTES: u64 = 8 << 30;
 
@@ -65,8 +69,8 @@ pub struct Ground {
     data: PathBuf,
     floors: PathBuf,
     wanted: Wanted,
-    /// Slots that were there before.
-    others: BTreeSet<OsString>,
+    /// How the names of its slots begin, if it has any.
+    slots: Option<String>,
     _root: Root,
 }
 
@@ -101,7 +105,8 @@ impl Ground {
         settings.extend(wanted.settings.iter().cloned());
         let others = slots()?;
         let daemon = Daemon::start(hearth, &data, &settings)?;
-        let ground = Self { daemon, data, floors, wanted, others, _root: root };
+        let slots = wanted.pool.map(|_| own_slots(&others)).transpose()?;
+        let ground = Self { daemon, data, floors, wanted, slots, _root: root };
         let layout = layout.to_str().context("the target directory is not UTF-8")?;
         ground.client()?.post("/images/import", Some(&json!({ "path": layout, "name": IMAGE })))?;
         Ok(ground)
@@ -121,12 +126,23 @@ impl Ground {
         Ok(ours["accel"].as_str().unwrap_or("unknown").to_owned())
     }
 
-    /// Waits until as many slots are there as shall wait. No guest may run.
-    pub fn await_pool(&self) -> Result<()> {
-        let Some(pool) = self.wanted.pool else { return Ok(()) };
-        let until = Instant::now() + Duration::from_secs(30);
-        while slots()?.difference(&self.others).count() < pool {
-            ensure!(Instant::now() < until, "the pool of {pool} slots is not filled");
+    /// Waits until nothing is done in the background any more, and for a moment on top of that. No guest
+    /// may run.
+    ///
+    /// A load waits for grace periods of the kernel's, which end at ticks of its clock: what always starts
+    /// so long after a tick is always lucky, or never.
+    pub fn calm(&self) -> Result<()> {
+        self.await_pool()?;
+        thread::sleep(TWO_TICKS.mul_f64(fastrand::f64()));
+        Ok(())
+    }
+
+    /// Waits until as many slots are there as shall wait, and those that were left are gone.
+    fn await_pool(&self) -> Result<()> {
+        let (Some(pool), Some(own)) = (self.wanted.pool, &self.slots) else { return Ok(()) };
+        let until = Instant::now() + PATIENCE;
+        while slots()?.iter().filter(|name| name.starts_with(own)).count() != pool {
+            ensure!(Instant::now() < until, "the pool does not come to have {pool} slots");
             thread::sleep(Duration::from_millis(20));
         }
         // The last one is there, and is made up yet.
@@ -234,13 +250,27 @@ impl Ground {
 }
 
 /// All slots on this host, whosever they are, by the names of their namespaces.
-fn slots() -> Result<BTreeSet<OsString>> {
+/// The slots of all daemons.
+fn slots() -> Result<BTreeSet<String>> {
     let entries = match fs::read_dir("/run/netns") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries.context("look at the network namespaces")?,
     };
-    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
-    Ok(names.filter(|name| name.to_string_lossy().starts_with("hearth-")).collect())
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with("hearth-")).collect())
+}
+
+/// How the slots' names of the daemon that has just started begin: it makes the first ones, and `others`
+/// were there before.
+fn own_slots(others: &BTreeSet<String>) -> Result<String> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some((own, _)) = slots()?.difference(others).find_map(|name| name.rsplit_once('-')) {
+            return Ok(format!("{own}-"));
+        }
+        ensure!(Instant::now() < until, "the daemon makes no slots");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 impl Root {

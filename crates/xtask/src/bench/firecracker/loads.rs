@@ -24,7 +24,7 @@ pub fn waiting_and_tracking(ground: &Ground, often: Often<'_>, figures: &mut Fig
 
     let told = Load { wait: Wait::Inotify, track_dirty_pages: TRACK_DIRTY_PAGES };
     let polled = Load { wait: Wait::Poll(POLL), ..told };
-    let [told, polled] = race(&[told, polled], often, "waiting", |how| {
+    let [told, polled] = race(ground, &[told, polled], often, "waiting", |how| {
         Vmm::load(&arguments, &dir, how).map(|(_, moments)| moments.loaded)
     })?;
     figures.times("bare load, told of the socket by inotify", &told);
@@ -32,7 +32,7 @@ pub fn waiting_and_tracking(ground: &Ground, often: Often<'_>, figures: &mut Fig
     figures.ratio("polling : inotify", &polled, &told);
 
     let track = |track_dirty_pages| Load { wait: Wait::Inotify, track_dirty_pages };
-    let [on, off] = race(&[track(true), track(false)], often, "tracking", |how| {
+    let [on, off] = race(ground, &[track(true), track(false)], often, "tracking", |how| {
         Vmm::load(&arguments, &dir, how).map(|(_, moments)| moments.loaded - moments.up)
     })?;
     figures.times("PUT /snapshot/load, dirty pages tracked", &on);
@@ -43,6 +43,7 @@ pub fn waiting_and_tracking(ground: &Ground, often: Often<'_>, figures: &mut Fig
 
 /// Both in turns.
 fn race(
+    ground: &Ground,
     ways: &[Load; 2],
     often: Often<'_>,
     what: &str,
@@ -51,6 +52,7 @@ fn race(
     let mut took = [Samples::default(), Samples::default()];
     for round in 0..often.n + WARM_UP {
         for which in in_order(round) {
+            ground.calm()?;
             let lasted = load(ways[which])?;
             if round >= WARM_UP {
                 took[which].time(lasted);
