@@ -1,7 +1,7 @@
 //! Firecracker on this host's own KVM: restore, fork and snapshot of a guest without a kernel.
 //!
 //! ```text
-//!   product  POST …/restore ─► [open, start vmm, files, await vmm, load] ─► answer
+//!   product  POST …/restore ─► [start vmm, open, files, await vmm, load] ─► answer
 //!   floor                           spawn ─► socket ─► PUT /snapshot/load ─► 204
 //! ```
 //! The guest writes to its serial port and touches its pages at a timer's tick: it runs wherever
