@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use hearth_model::capacity::free_bytes;
 use hearth_model::error::io_kind;
 use hearth_model::{ErrorKind, Kind};
 use rustix::fs::IFlags;
@@ -134,5 +135,6 @@ pub fn free_space(dir: &Path) -> Result<Space, FileError> {
         path: dir.to_owned(),
         source: error.into(),
     })?;
-    Ok(Space { total: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
+    let free = free_bytes(stat.f_blocks, stat.f_bavail, stat.f_frsize);
+    Ok(Space { total: stat.f_blocks.saturating_mul(stat.f_frsize), free })
 }

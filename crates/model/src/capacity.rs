@@ -13,6 +13,14 @@ use std::collections::BTreeMap;
 use crate::error::ErrorKind;
 use crate::units::ByteSize;
 
+/// What may still be written to a file system, in bytes, of what `statvfs(3)` says: its blocks, those that are
+/// available, and a block's size. ext4 adds these up of several counters while others change: on a full disk
+/// they may come to less than none for a moment, which is told as more than there are.
+#[must_use]
+pub fn free_bytes(blocks: u64, available: u64, block_size: u64) -> u64 {
+    if available > blocks { 0 } else { available.saturating_mul(block_size) }
+}
+
 /// What a host may run out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
@@ -334,6 +342,13 @@ impl<K: Ord> Ledger<K> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn less_than_nothing_is_nothing() {
+        assert_eq!(free_bytes(1000, 10, 4096), 40960);
+        assert_eq!(free_bytes(1000, 0, 4096), 0);
+        assert_eq!(free_bytes(1000, u64::MAX - 3, 4096), 0, "four blocks too few");
+    }
 
     const GIB: u64 = 1 << 30;
     const PLENTY: Shown = Shown { memory_available: 1 << 40, disk_free: 1 << 40 };

@@ -9,6 +9,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use hearth_model::capacity::free_bytes;
 use rusqlite::Connection;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tracing::debug;
@@ -53,7 +54,7 @@ pub(crate) fn keep(connection: &Connection, file: &Path) -> Disk {
 /// Bytes.
 fn free(file: &Path) -> rustix::io::Result<u64> {
     let disk = statvfs(file)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    Ok(free_bytes(disk.f_blocks, disk.f_bavail, disk.f_frsize))
 }
 
 /// The log's length stays, so nothing of this is seen by SQLite. Its locks are on other files: this one

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hearth_model::capacity::free_bytes;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -105,7 +106,7 @@ fn is_full(dir: &Path) -> bool {
     const LITTLE: u64 = 1 << 20;
     rustix::fs::statvfs(dir).is_ok_and(|disk| {
         // Some file systems do not count their files.
-        disk.f_bavail.saturating_mul(disk.f_frsize) < LITTLE || (disk.f_files > 0 && disk.f_favail == 0)
+        free_bytes(disk.f_blocks, disk.f_bavail, disk.f_frsize) < LITTLE || (disk.f_files > 0 && disk.f_favail == 0)
     })
 }
 
