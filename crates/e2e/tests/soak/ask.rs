@@ -232,9 +232,14 @@ async fn fork(
         realm.slots[from].lives = [Life::Absent].into();
         return Ok(());
     }
+    let ran = source.iter().any(|life| matches!(life, Life::Running(_)));
+    if trouble.ends && ran && answer == Answer::Refused(ErrorKind::WrongState) {
+        // Its VMM ended after it was found running, and before it was saved.
+        return Ok(());
+    }
     let mut verbs: Vec<Verb> =
         source.iter().filter(|life| **life != Life::Absent).map(|life| Verb::BeBorn(*life)).collect();
-    if trouble.ends && verbs.iter().any(|verb| matches!(verb, Verb::BeBorn(Life::Running(_)))) {
+    if trouble.ends && ran {
         verbs.push(Verb::BeBorn(Life::Stopped));
     }
     learn(realm, slot, &verbs, answer, trouble, id_of(forked))
