@@ -36,7 +36,7 @@ fn a_program_that_fails_twice_is_booted_until_it_stays() {
         })
         .await?;
         // Its VMM is about to be killed: what is only in the guest's memory would be lost.
-        assert_eq!(vm.sh("sync; wc -l < /tries").await?, "3");
+        eventually("it has counted its third try", async || Ok(vm.sh("sync; wc -l < /tries").await? == "3")).await?;
         let shown = host.hearth(&["inspect", "stubborn"])?.ok()?;
         ensure!(shown.contains("on_failure, at most 3 times, after 200ms"), "{shown}");
 
@@ -51,7 +51,8 @@ fn a_program_that_fails_twice_is_booted_until_it_stays() {
             Ok(info.state == InstanceState::Running && info.restart_status.unwrap_or_default().attempts == Some(3))
         })
         .await?;
-        assert_eq!(vm.sh("wc -l < /tries").await?, "4");
+        // The program has been started, and counts its tries then.
+        eventually("it has counted its fourth try", async || Ok(vm.sh("wc -l < /tries").await? == "4")).await?;
 
         vm.stop().await?;
         let status = vm.info().await?.restart_status.context("a status")?;

@@ -99,8 +99,21 @@ impl Started {
         };
         match connected {
             Ok((api, wait)) => Ok(Ready { process, wait, api, boot_id }),
-            Err(error) => Err(give_up(&process, &spec.dir, error.into()).await),
+            Err(error) => Err(give_up(&process, &spec.dir, why(error, &process).await.into()).await),
         }
+    }
+}
+
+/// A socket that cannot be reached may be that of a process which is ending: then that is the reason.
+async fn why(error: ControlError, process: &Process) -> ControlError {
+    /// A process that has closed its sockets is gone in a moment.
+    const ENDS_SOON: Duration = Duration::from_millis(500);
+    if !matches!(error, ControlError::Unreachable { .. }) {
+        return error;
+    }
+    match tokio::time::timeout(ENDS_SOON, process.exited()).await {
+        Ok(exit) => ControlError::Gone { command: ready::COMMAND, exit: Box::new(exit) },
+        Err(_) => error,
     }
 }
 

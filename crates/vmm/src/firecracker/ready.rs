@@ -21,6 +21,8 @@ use crate::process::Process;
 use crate::socket;
 use crate::spec::{API_SOCKET, SocketWait};
 
+/// What it is called in an error.
+pub(crate) const COMMAND: &str = "await the API socket";
 /// Between two tries where nothing tells.
 const POLL: Duration = Duration::from_millis(1);
 /// Between the socket's file being there and its being listened on there is one system call.
@@ -75,7 +77,6 @@ pub(crate) async fn socket(
     process: &Process,
     watch: &io::Result<Watch>,
 ) -> Result<(UnixStream, SocketWait), ControlError> {
-    const COMMAND: &str = "await the API socket";
     let connected = async {
         match watch {
             Ok(watch) => told(dir, watch).await,
