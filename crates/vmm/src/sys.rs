@@ -189,9 +189,9 @@ impl Child<'_> {
             done(libc::execve(self.what.program.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()));
         }
     }
-}
 
-impl Child<'_> {
+    /// Keeps what the kernel says of this process; what cannot be read stays empty.
+    ///
     /// # Safety
     /// As for [`Child::exec`].
     unsafe fn read_stat(&self) {

@@ -250,7 +250,6 @@ impl Ground {
 }
 
 /// All slots on this host, whosever they are, by the names of their namespaces.
-/// The slots of all daemons.
 fn slots() -> Result<BTreeSet<String>> {
     let entries = match fs::read_dir("/run/netns") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
