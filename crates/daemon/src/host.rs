@@ -16,6 +16,7 @@ use hearth_vmm::{
 use tokio::sync::OnceCell;
 
 use crate::config::{Config, InitrdChoice};
+use crate::dropping::Doomed;
 use crate::error::OpError;
 use crate::hatch::Hatch;
 use crate::log_space::LogSpace;
@@ -32,7 +33,6 @@ use crate::settle::Settler;
 
 /// How long records may take to the disk: it is some milliseconds, mostly.
 const ON_DISK: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Everything an operation may touch.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ pub(crate) struct Host {
     pub(crate) data: DataDir,
     pub(crate) store: Store,
     pub(crate) pins: Pins,
+    pub(crate) doomed: Doomed,
     pub(crate) room: Arc<Reservations>,
     pub(crate) vmms: Vmms,
     pub(crate) networks: Networks,
@@ -90,7 +91,8 @@ impl Host {
         networks: Networks,
     ) -> std::io::Result<Arc<Self>> {
         let pins = Pins::default();
-        let settler = Settler::start(data.snapshots(), pins.clone())?;
+        let doomed = Doomed::default();
+        let settler = Settler::start(data.snapshots(), pins.clone(), doomed.clone())?;
         let metrics = Arc::new(Metrics::new(vmms.usable()));
         let scrubber = Scrubber::start(data.snapshots(), config.snapshots.scrub_interval(), Arc::clone(&metrics))?;
         let room = Reservations::new(&config, data.root(), vmms.launcher.cgroups().is_err(), Arc::clone(&metrics));
@@ -106,6 +108,7 @@ impl Host {
             data,
             store,
             pins,
+            doomed,
             room: Arc::new(room),
             settler,
             scrubber,
@@ -151,15 +154,10 @@ impl Host {
 
     /// Brings the records to the disk as they are now, and waits for it. False if they do not get there.
     pub(crate) async fn records_are_on_disk(&self) -> bool {
-        let now = Instant::now();
+        let (now, mut on_disk) = (Instant::now(), self.store.on_disk());
         self.store.sync_now();
-        while !self.store.is_on_disk(now) {
-            if now.elapsed() > ON_DISK || self.store.is_full() {
-                return false;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        true
+        let there = on_disk.wait_for(|disk| disk.has(now) || disk.is_full());
+        matches!(tokio::time::timeout(ON_DISK, there).await, Ok(Ok(disk)) if disk.has(now))
     }
 
     /// The backend to use when none is asked for.

@@ -201,7 +201,7 @@ impl Registry {
 
     /// Removes a bundle and its record when nobody pins it any more; in the background.
     pub(crate) fn drop_snapshot_later(&self, snapshot: SnapshotId) {
-        dropping::drop_snapshot_later(Arc::clone(&self.inner.host), snapshot);
+        dropping::drop_snapshot_later(&self.inner.host, snapshot);
     }
 
     /// Removes a snapshot's record, and its bundle when nobody pins it any more.
@@ -270,10 +270,14 @@ impl Registry {
         self.write().remove(id);
         // What memory it had in snapshots that nobody sees goes with it.
         match self.inner.host.store.snapshots() {
-            Ok(all) => all
-                .into_iter()
-                .filter(|snapshot| snapshot.internal && snapshot.source_instance == *id)
-                .for_each(|snapshot| self.drop_snapshot_later(snapshot.id)),
+            Ok(all) => {
+                let its = all.into_iter().filter(|snapshot| snapshot.internal && snapshot.source_instance == *id);
+                for snapshot in its {
+                    self.drop_snapshot_later(snapshot.id);
+                    // The room is wanted back.
+                    self.inner.host.store.sync_now();
+                }
+            }
             Err(error) => warn!(%error, "snapshots could not be listed"),
         }
     }

@@ -180,7 +180,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
             warn!(seconds = STOP_ALL.as_secs(), "some instances have not stopped in time, and run on");
         }
     }
-    crate::fresh::settle_all(&host).await;
+    if host.records_are_on_disk().await {
+        crate::fresh::settle_all(&host).await;
+        crate::dropping::drop_all(&host).await;
+    }
     host.networks.close().await;
     info!(stop_instances, "drained");
     Ok(())

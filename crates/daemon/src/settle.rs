@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hearth_model::{ErrorKind, Kind as _, SnapshotId};
 use tracing::{debug, info, warn};
 
+use crate::dropping::Doomed;
 use crate::pins::Pins;
 
 /// What is younger than this is likely to be restored at once: it is left in peace. Also its record is
@@ -37,9 +38,11 @@ struct Published {
 }
 
 impl Settler {
-    pub(crate) fn start(snapshots: PathBuf, pins: Pins) -> std::io::Result<Self> {
+    pub(crate) fn start(snapshots: PathBuf, pins: Pins, doomed: Doomed) -> std::io::Result<Self> {
         let (queue, waiting) = channel();
-        std::thread::Builder::new().name("settle".into()).spawn(move || work(&snapshots, &pins, &waiting, QUIET))?;
+        std::thread::Builder::new()
+            .name("settle".into())
+            .spawn(move || work(&snapshots, (&pins, &doomed), &waiting, QUIET))?;
         Ok(Self { queue })
     }
 
@@ -50,7 +53,7 @@ impl Settler {
     }
 }
 
-fn work(snapshots: &std::path::Path, pins: &Pins, waiting: &Receiver<Published>, quiet: Duration) {
+fn work(snapshots: &std::path::Path, (pins, doomed): (&Pins, &Doomed), waiting: &Receiver<Published>, quiet: Duration) {
     if let Err(error) = rustix::process::nice(NICE) {
         debug!(%error, "settling at normal priority");
     }
@@ -58,6 +61,9 @@ fn work(snapshots: &std::path::Path, pins: &Pins, waiting: &Receiver<Published>,
     let mut again = VecDeque::new();
     while let Some(Published { snapshot, at, failed_before }) = next(waiting, &mut again, AGAIN * quiet) {
         std::thread::sleep(quiet.saturating_sub(at.elapsed()));
+        if doomed.has(&snapshot) {
+            continue;
+        }
         let _kept = pins.pin(&snapshot);
         let settled = match hearth_snapshot::open(snapshots, &snapshot) {
             Ok(bundle) if bundle.is_settled() => continue,
@@ -116,7 +122,9 @@ mod tests {
         std::fs::create_dir(&in_the_way).expect("made");
         let (queue, waiting) = channel();
         let (to_settle, pins) = (snapshots.clone(), world.host.pins.clone());
-        let thread = std::thread::spawn(move || work(&to_settle, &pins, &waiting, Duration::from_millis(10)));
+        let thread = std::thread::spawn(move || {
+            work(&to_settle, (&pins, &Doomed::default()), &waiting, Duration::from_millis(10))
+        });
         let published = Published { snapshot: saved.id.clone(), at: Instant::now(), failed_before: false };
         queue.send(published).expect("it waits for it");
         std::thread::sleep(Duration::from_millis(200));

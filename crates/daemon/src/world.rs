@@ -70,6 +70,9 @@ fn fake_host(guests: Guests, mute: Arc<AtomicBool>, manners: Arc<Mutex<Manners>>
     host
 }
 
+/// So long after they were written records are on the disk: what waits for that is not waited for long.
+const SYNCED: Duration = Duration::from_millis(20);
+
 /// A daemon without HTTP: real files and records, fake VMMs and guests.
 pub(crate) struct World {
     backend: Backend,
@@ -113,6 +116,15 @@ impl World {
 
     /// One whose instances are run by this backend, with other settings.
     pub(crate) async fn configured(backend: Backend, configure: impl FnOnce(&mut Config)) -> Self {
+        Self::made(backend, SYNCED, configure).await
+    }
+
+    /// One whose records are on the disk so long after they were written.
+    pub(crate) async fn syncing_after(soon: Duration) -> Self {
+        Self::made(Backend::QemuMicrovm, soon, |_| ()).await
+    }
+
+    async fn made(backend: Backend, soon: Duration, configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let data = DataDir::new(dir.path().to_owned());
         for path in data.all() {
@@ -129,7 +141,7 @@ impl World {
             imported
         });
         let digest = imported.await.expect("no panic").digest;
-        let store = Store::open(data.root()).expect("a store");
+        let store = Store::open_syncing(data.root(), soon).expect("a store");
         let probe = |backend| BackendProbe {
             backend,
             available: true,

@@ -159,7 +159,13 @@ impl Kind for OpenError {
             Self::Damaged { id, file, .. } => Some(remedy(file, id)),
             Self::Marked { id, damage } => Some(remedy(&damage.file, id)),
             Self::Unsettled { .. } => Some("restore its directory from a backup, or remove the snapshot".into()),
-            Self::Absent { .. } | Self::Io { .. } => None,
+            // Its record may have been written to the disk before the names of its files were.
+            Self::Absent { .. } => Some(
+                "it was not yet on disk when the host went down, or somebody has removed its directory: restore that \
+                 from a backup, or remove the snapshot"
+                    .into(),
+            ),
+            Self::Io { .. } => None,
         }
     }
 }

@@ -6,71 +6,90 @@
 //! counts, and now and then wakes the thread. What was committed is on the disk some seconds later:
 //! that much a power cut may take back.
 //!
+//! The names of files that records tell of are brought there first: a power cut would else leave the record
+//! of an instance and nothing of itself.
+//!
 //! A log that cannot be brought over, because the disk has no room for the database to grow, only grows
 //! itself; so nothing is begun then that would have to be recorded ([`Checkpointer::is_full`]).
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hearth_model::ErrorKind;
 use rusqlite::Connection;
-use tracing::{info, warn};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
 
 use crate::error::database_kind;
+use crate::lock::LOCK_FILE;
 use crate::room::{self, Disk};
 use crate::schema;
 
-/// So long after a write there is a checkpoint.
-const SOON: Duration = Duration::from_secs(5);
 /// So many writes lead to one before: a few pages each, so some megabytes of log.
 const WRITES: u32 = 256;
 /// A log of more pages is begun anew, for which writers wait: one that is written to all the time
 /// would grow for ever.
 const TOO_LONG: i64 = 16 * 1024;
 
+/// What of the records is on the disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OnDisk {
+    /// When the last checkpoint began that brought all over.
+    whole: Option<Instant>,
+    /// The last checkpoint found no room.
+    full: bool,
+}
+
+impl OnDisk {
+    /// Whether all that was recorded by `then` is: a power cut takes nothing of it back.
+    #[must_use]
+    pub fn has(&self, then: Instant) -> bool {
+        self.whole.is_some_and(|began| began > then)
+    }
+
+    /// Whether the disk has no room for the database to grow: then nothing gets there.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+}
+
 /// The thread, and the way to it.
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
     /// Since the last checkpoint began.
     writes: Arc<AtomicU32>,
-    /// The last checkpoint found no room.
-    full: Arc<AtomicBool>,
-    /// When the last checkpoint began that brought all over.
-    whole: Arc<Mutex<Option<Instant>>>,
+    on_disk: watch::Receiver<OnDisk>,
     /// None while it is dropped: the thread ends with it.
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(crate) fn start(file: PathBuf) -> std::io::Result<Self> {
-        Self::waiting(file, SOON)
+    /// `soon` after a write there is a checkpoint.
+    pub(crate) fn start(file: PathBuf, soon: Duration) -> std::io::Result<Self> {
+        let (wake, woken) = sync_channel(1);
+        let (told, on_disk) = watch::channel(OnDisk::default());
+        let writes = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&writes);
+        let work = move || work(&file, soon, &counted, &told, &woken);
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
+        Ok(Self { writes, on_disk, wake: Some(wake), thread: Some(thread) })
     }
 
-    /// `soon` after a write there is a checkpoint.
-    fn waiting(file: PathBuf, soon: Duration) -> std::io::Result<Self> {
-        let (wake, woken) = sync_channel(1);
-        let writes = Arc::new(AtomicU32::new(0));
-        let full = Arc::new(AtomicBool::new(false));
-        let whole = Arc::default();
-        let (counted, found, brought) = (Arc::clone(&writes), Arc::clone(&full), Arc::clone(&whole));
-        let work = move || work(&file, soon, &counted, (&found, &brought), &woken);
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work)?;
-        Ok(Self { writes, full, whole, wake: Some(wake), thread: Some(thread) })
+    /// How far it came, and comes.
+    pub(crate) fn on_disk(&self) -> watch::Receiver<OnDisk> {
+        self.on_disk.clone()
     }
 
     /// Whether the disk has no room for the database to grow.
     pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    /// Whether all that was committed by `then` is on the disk.
-    pub(crate) fn is_on_disk(&self, then: Instant) -> bool {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|began| began > then)
+        self.on_disk.borrow().is_full()
     }
 
     /// What is written is wanted on the disk at once.
@@ -103,13 +122,7 @@ impl Drop for Checkpointer {
     }
 }
 
-fn work(
-    file: &PathBuf,
-    soon: Duration,
-    writes: &AtomicU32,
-    (full, whole): (&AtomicBool, &Mutex<Option<Instant>>),
-    woken: &Receiver<()>,
-) {
+fn work(file: &PathBuf, soon: Duration, writes: &AtomicU32, told: &watch::Sender<OnDisk>, woken: &Receiver<()>) {
     let mut connection = None;
     let mut again = false;
     let mut ends = false;
@@ -129,30 +142,39 @@ fn work(
         // Who was counted may not have committed yet: it is looked at once more.
         again = writes.swap(0, Ordering::Relaxed) > 0;
         let began = Instant::now();
-        let mut failed = false;
-        let no_room = match checkpoint(file, &mut connection) {
-            Ok(Brought::All) => {
-                *whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
-                false
-            }
+        if let Err(error) = bring_names(file) {
+            // Then the log is not brought there either, most likely, and that is said.
+            debug!(%error, "names could not be brought to the disk");
+        }
+        let before = *told.borrow();
+        let (now, failed) = match checkpoint(file, &mut connection) {
+            Ok(Brought::All) => (OnDisk { whole: Some(began), full: false }, false),
             // Others were writing: they have been counted.
-            Ok(Brought::Some) => false,
+            Ok(Brought::Some) => (OnDisk { full: false, ..before }, false),
             Err(error) => {
                 connection = None;
-                failed = true;
-                let no_room = database_kind(&error) == ErrorKind::Exhausted;
-                if !(no_room && full.load(Ordering::Relaxed)) {
+                let full = database_kind(&error) == ErrorKind::Exhausted;
+                if !(full && before.full) {
                     warn!(database = %file.display(), %error, "the log could not be brought into the database");
                 }
-                no_room
+                (OnDisk { full, ..before }, true)
             }
         };
-        if full.swap(no_room, Ordering::Relaxed) && !failed {
+        told.send_replace(now);
+        if before.full && !failed {
             info!(database = %file.display(), "the log is in the database now");
         }
         // What was committed is to be on the disk soon, whether or not more is written.
         again |= failed;
     }
+}
+
+/// Brings the names to the disk that were given by now. File systems with one log for all of them (ext4, XFS)
+/// write it up to what is changed here; on others some names may come later.
+fn bring_names(database: &Path) -> std::io::Result<()> {
+    let lock = File::options().write(true).open(database.with_file_name(LOCK_FILE))?;
+    lock.set_modified(SystemTime::now())?;
+    lock.sync_all()
 }
 
 /// How much of the log is in the database, and on the disk.
@@ -203,7 +225,7 @@ mod tests {
         let file = there.join("state.db");
         let connection = schema::open(&file).expect("opened");
         std::fs::rename(&there, &away).expect("taken away");
-        let checkpointer = Checkpointer::waiting(file, Duration::from_millis(20)).expect("a thread");
+        let checkpointer = Checkpointer::start(file, Duration::from_millis(20)).expect("a thread");
         checkpointer.count();
         connection.execute("INSERT INTO images VALUES ('a', 'd', 0, '')", []).expect("written");
         std::thread::sleep(Duration::from_millis(200));
@@ -232,7 +254,7 @@ mod tests {
         let (pages, brought_over) = log(&connection);
         assert!(pages > 1000 && brought_over == 0, "{pages} pages, {brought_over} brought over");
 
-        let checkpointer = Checkpointer::waiting(file.clone(), Duration::from_secs(3600)).expect("a thread");
+        let checkpointer = Checkpointer::start(file.clone(), Duration::from_secs(3600)).expect("a thread");
         let began = Instant::now();
         (0..WRITES).for_each(|_| checkpointer.count());
         let all_over = || {
@@ -247,7 +269,7 @@ mod tests {
         let now = Instant::now();
         write(600);
         checkpointer.hurry();
-        while !checkpointer.is_on_disk(now) {
+        while !checkpointer.on_disk.borrow().has(now) {
             assert!(now.elapsed() < Duration::from_secs(60), "it is not hurried");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -257,7 +279,7 @@ mod tests {
         checkpointer.count();
         assert!(!all_over());
         let now = Instant::now();
-        assert!(checkpointer.is_on_disk(began) && !checkpointer.is_on_disk(now));
+        assert!(checkpointer.on_disk.borrow().has(began) && !checkpointer.on_disk.borrow().has(now));
         drop(checkpointer);
         assert!(all_over());
         drop(connection);

@@ -27,10 +27,12 @@ mod timelines;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 use rusqlite::Connection;
+use tokio::sync::watch;
 
+pub use checkpoint::OnDisk;
 pub use error::{OpenError, RecordError};
 pub use images::ImageRecord;
 pub use instances::{Ending, InstanceRecord, Origin, ProgramExit};
@@ -41,6 +43,9 @@ pub use timelines::{StepTime, TIMELINES_KEPT, TimelineRecord};
 
 /// The database's file name in the data directory.
 pub const DATABASE_FILE: &str = "state.db";
+
+/// So long after a write it is on the disk, if all is well.
+const SOON: Duration = Duration::from_secs(5);
 
 /// All records of one data directory. Shared by reference; a call takes well under a millisecond.
 #[derive(Debug)]
@@ -60,11 +65,19 @@ impl Store {
     /// [`OpenError`]: another daemon holds the directory, the database is of a later version or
     /// damaged, or the file system refused.
     pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
+        Self::open_syncing(data_dir, SOON)
+    }
+
+    /// The same, where a write is on the disk `soon` after, instead of 5 s: for tests that wait for that.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_syncing(data_dir: &Path, soon: Duration) -> Result<Self, OpenError> {
         let lock = lock::DirLock::take(data_dir)?;
         let path = data_dir.join(DATABASE_FILE);
         let connection = schema::open(&path)?;
         room::keep(&connection, &path);
-        let checkpointer = checkpoint::Checkpointer::start(path.clone())
+        let checkpointer = checkpoint::Checkpointer::start(path.clone(), soon)
             .map_err(|source| OpenError::Checkpoints { file: path.clone(), source })?;
         Ok(Self { connection: Mutex::new(connection), checkpointer, path, _lock: lock })
     }
@@ -75,10 +88,10 @@ impl Store {
         &self.path
     }
 
-    /// Whether everything that was written by `then` is on the disk: a power cut takes nothing of it back.
+    /// What of the records is on the disk, now and from now on. It ends with the store.
     #[must_use]
-    pub fn is_on_disk(&self, then: Instant) -> bool {
-        self.checkpointer.is_on_disk(then)
+    pub fn on_disk(&self) -> watch::Receiver<OnDisk> {
+        self.checkpointer.on_disk()
     }
 
     /// Whether the disk has no room for the database to grow: what is written meanwhile is in the log, and
@@ -88,7 +101,7 @@ impl Store {
         self.checkpointer.is_full()
     }
 
-    /// Brings to the disk what is not there yet, at once, on a thread of its own: [`Self::is_on_disk`]
+    /// Brings to the disk what is not there yet, at once, on a thread of its own: [`Self::on_disk`]
     /// tells when.
     pub fn sync_now(&self) {
         self.checkpointer.hurry();

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::OpenError;
 
-const LOCK_FILE: &str = "lock";
+/// Beside the database.
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// How long the lock of a daemon that has ended may stay with what it was starting.
 const LEAVES: Duration = Duration::from_secs(5);

@@ -81,8 +81,9 @@ async fn bundles(host: &Arc<Host>, swept: &mut Swept) -> Result<(), OpError> {
         warn!(bundle = %stray.display(), "a bundle without a record: left as it is");
         swept.left(stray.display().to_string(), "a bundle without a record");
     }
+    let orphans = super::orphans(host)?;
     for id in &found.missing {
-        forget_unpublished(host, id, swept)?;
+        forget_unpublished(host, id, &orphans, swept)?;
     }
     for record in host.store.snapshots()?.into_iter().filter(|record| record.size_bytes == NOT_PUBLISHED) {
         record_size(host, record, swept).await?;
@@ -108,12 +109,21 @@ async fn record_size(host: &Host, mut record: SnapshotRecord, swept: &mut Swept)
 }
 
 /// A record without a bundle: made by an operation that was cut off before it published, or left
-/// by somebody who removed the bundle's directory. Only the first is forgotten.
-fn forget_unpublished(host: &Host, id: &SnapshotId, swept: &mut Swept) -> Result<(), OpError> {
+/// by somebody who removed the bundle's directory. Only the first is forgotten. Of one that nobody's
+/// standby memory is in, the rest is removed like any such.
+fn forget_unpublished(
+    host: &Host,
+    id: &SnapshotId,
+    orphans: &BTreeSet<SnapshotId>,
+    swept: &mut Swept,
+) -> Result<(), OpError> {
     let Some(record) = host.store.snapshot(id)? else { return Ok(()) };
     if record.size_bytes == NOT_PUBLISHED {
         swept.unpublished_records += 1;
         return Ok(host.store.remove_snapshot(id)?);
+    }
+    if orphans.contains(id) {
+        return Ok(());
     }
     warn!(snapshot = %id, instance = %record.source_name, "a snapshot's bundle is not there");
     swept.left(format!("snapshot {id}"), format!("a record without its bundle, of instance {}", record.source_name));
