@@ -3,7 +3,7 @@
 //! ```text
 //!   run.undo("overlay", …)   the undo is said first: a step that failed may have taken effect
 //!   run.step("clone overlay", …).await?
-//!   run.steps_together(…).await?   two that do not touch each other
+//!   run.steps_together(…).await?   three that do not touch each other
 //!   run.commit()             from here on the operation has happened
 //!   run.finish("end vmm", …) what must still be done, tried twice, and named if it stays
 //! ```
@@ -87,26 +87,39 @@ impl Run {
         self.named(name, result)
     }
 
-    /// Two steps at the same time, which have nothing to do with each other. Both are awaited to
-    /// their end, whatever becomes of the other one; what undoes them is said before either. What the
-    /// first one does before it waits for anything, the second one waits for.
-    pub(crate) async fn steps_together<T, U, E: Into<OpError>, F: Into<OpError>>(
+    /// Three steps at the same time, which have nothing to do with each other. All are awaited to their end,
+    /// whatever becomes of the others; what undoes them is said before any. What one does before it waits for
+    /// anything, those after it wait for.
+    pub(crate) async fn steps_together<T, U, V, E: Into<OpError>, F: Into<OpError>, G: Into<OpError>>(
         &mut self,
-        (first, work): (&'static str, impl Future<Output = Result<T, E>>),
-        (second, other): (&'static str, impl Future<Output = Result<U, F>>),
-    ) -> Result<(T, U), OpError> {
+        first: (&'static str, impl Future<Output = Result<T, E>>),
+        second: (&'static str, impl Future<Output = Result<U, F>>),
+        third: (&'static str, impl Future<Output = Result<V, G>>),
+    ) -> Result<(T, U, V), OpError> {
         if self.is_cut_short() {
             // As a step would say.
-            return self.step(first, std::future::ready(Err(cut_short(self.op)))).await;
+            return self.step(first.0, std::future::ready(Err(cut_short(self.op)))).await;
         }
-        let (work, other) = tokio::join!(
-            timed(attempt(self.faults.clone(), first, work)),
-            timed(attempt(self.faults.clone(), second, other))
-        );
-        self.note_end(first, work.began, work.took, work.result.is_ok());
-        self.note_end(second, other.began, other.took, other.result.is_ok());
-        let (work, other) = (self.named(first, work.result), self.named(second, other.result));
-        Ok((work?, other?))
+        let (one, two, three) = tokio::join!(self.timed(first), self.timed(second), self.timed(third));
+        let (one, two, three) = (self.ended(one), self.ended(two), self.ended(three));
+        Ok((one?, two?, three?))
+    }
+
+    fn timed<T, E: Into<OpError>>(
+        &self,
+        (name, work): (&'static str, impl Future<Output = Result<T, E>>),
+    ) -> impl Future<Output = Timed<T>> {
+        let work = attempt(self.faults.clone(), name, work);
+        async move {
+            let began = Instant::now();
+            let result = work.await;
+            Timed { name, began, took: began.elapsed(), result }
+        }
+    }
+
+    fn ended<T>(&mut self, Timed { name, began, took, result }: Timed<T>) -> Result<T, OpError> {
+        self.note_end(name, began, took, result.is_ok());
+        self.named(name, result)
     }
 
     fn is_cut_short(&self) -> bool {
@@ -219,17 +232,12 @@ async fn attempt<T, E: Into<OpError>>(
     result
 }
 
-/// When something was done, and what came of it.
+/// A step that was taken: when, and what came of it.
 struct Timed<T> {
+    name: &'static str,
     began: Instant,
     took: Duration,
-    result: T,
-}
-
-async fn timed<T>(work: impl Future<Output = T>) -> Timed<T> {
-    let began = Instant::now();
-    let result = work.await;
-    Timed { began, took: began.elapsed(), result }
+    result: Result<T, OpError>,
 }
 
 /// What a run leaves for the record.

@@ -1,7 +1,7 @@
 //! Slots on this host: made ahead in a pool, taken by instances, found again after a restart.
 //!
-//! What talks to the kernel runs to its end on a thread that may block, whether the caller
-//! still waits or not.
+//! What talks to the kernel runs to its end, whether the caller still waits or not: on a thread that may
+//! block, if it takes more than a few calls.
 
 mod pool;
 
@@ -139,8 +139,19 @@ impl Slots {
     }
 
     pub(crate) async fn take(&self, wish: &Wish) -> Result<Taken, NetError> {
-        let (inner, wish) = (Arc::clone(&self.0), wish.clone());
-        let taken = blocking(move || take(&inner, &wish)).await;
+        let waiting = {
+            let mut state = self.0.lock();
+            state.reserve(wish)?;
+            state.pool.pop_front()
+        };
+        let taken = match waiting {
+            // Three calls to the kernel: handing them to another thread and back would take longer.
+            Some(slot) if wish.network.ports.is_empty() => take(&self.0, wish, Some(slot)),
+            waiting => {
+                let (inner, wish) = (Arc::clone(&self.0), wish.clone());
+                blocking(move || take(&inner, &wish, waiting)).await
+            }
+        };
         self.0.calmer.notify_waiters();
         refill(&self.0);
         taken
@@ -156,7 +167,8 @@ impl Slots {
 
     async fn set_open(&self, action: &'static str, id: &InstanceId, open: bool) -> Result<(), NetError> {
         let slot = self.0.slot(id).ok_or_else(|| NetError::NoSlot { action, id: id.clone() })?;
-        let done = blocking(move || slot.set_open(open)).await;
+        // One call, as for taking.
+        let done = slot.set_open(open);
         let mut state = self.0.lock();
         state.busy = Instant::now();
         if let Some(instance) = state.instances.get_mut(id) {
@@ -383,12 +395,8 @@ fn lock(what: &str, taken: impl FnOnce() -> NetError) -> Result<UnixDatagram, Ne
     })
 }
 
-fn take(inner: &Arc<Inner>, wish: &Wish) -> Result<Taken, NetError> {
-    let waiting = {
-        let mut state = inner.lock();
-        state.reserve(wish)?;
-        state.pool.pop_front()
-    };
+/// Gives an instance, whose place is reserved, the slot that was waiting for one, or a new one.
+fn take(inner: &Arc<Inner>, wish: &Wish, waiting: Option<Slot>) -> Result<Taken, NetError> {
     let ahead = waiting.and_then(|slot| {
         let dressed = dress(inner, wish, slot);
         // Somebody has been at it while it waited.

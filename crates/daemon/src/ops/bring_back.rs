@@ -15,39 +15,46 @@ use super::{Born, Live, Subject, bundle, files, slot};
 use crate::error::OpError;
 use crate::host::{Host, end_vmm};
 use crate::metrics::Plan;
+use crate::networks::Place;
 use crate::paths::InstanceDir;
 use crate::run::{Run, blocking};
 use crate::{agents, host};
 
-/// Takes the guest's place on the network, starts the VMM, and opens the bundle beside it: of a guest the
-/// VMM needs nothing but the directory, and it comes up while the guest's files are put in place.
-pub(super) async fn open_and_start(
+/// Takes the guest's place on the network, and opens the bundle.
+pub(super) async fn open(
     host: &Arc<Host>,
     subject: &mut Subject,
     snapshot: &SnapshotId,
     run: &mut Run,
-) -> Result<(Bundle, Started), OpError> {
+) -> Result<(Bundle, Place), OpError> {
     let place = slot::take(host, subject, run).await?;
-    run.undo("vmm", end_vmm(Arc::clone(host), subject.dir.clone(), None));
-    let open = bundle::open_to_run(host, snapshot);
-    let start = host.start(&subject.dir, &subject.record.spec, place);
-    // The VMM first, though that is done on this thread: all else is done before it has come up.
-    run.steps_together(("start vmm", start), ("open snapshot", open)).await.map(|(vmm, bundle)| (bundle, vmm))
+    let bundle = run.step("open snapshot", bundle::open_to_run(host, snapshot)).await?;
+    Ok((bundle, place))
 }
 
-/// Clones the bundle's writable disks to the guest's own, and links what the VMM will load. What
-/// undoes the clones, the caller has said.
-pub(super) async fn place(subject: &Subject, bundle: &Bundle, run: &mut Run) -> Result<(), OpError> {
+/// Clones the bundle's writable disks to the guest's own and links what the VMM will load, while the VMM
+/// comes up: of a guest it needs nothing but the directory. What undoes the clones, the caller has said.
+pub(super) async fn place_and_start(
+    host: &Arc<Host>,
+    subject: &Subject,
+    (bundle, place): (&Bundle, Place),
+    run: &mut Run,
+) -> Result<Started, OpError> {
     let dir = &subject.dir;
     let links = [dir.memory_base(), dir.vmstate()];
     run.undo("memory links", {
         let links = links.clone();
         blocking(move || links.iter().try_for_each(|link| hearth_disk::remove(link)))
     });
+    run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
     let files = [bundle.memory(), bundle.vmstate()];
     let clone = files::replace_by_clones(files::writable_disks(bundle, dir));
     let link = files::replace_links(files.into_iter().zip(links).collect());
-    run.steps_together(("clone overlay", clone), ("link memory", link)).await.map(drop)
+    let start = host.start(dir, &subject.record.spec, place);
+    // The VMM last, because that is done on this thread, and the others on their own.
+    run.steps_together(("clone overlay", clone), ("link memory", link), ("start vmm", start))
+        .await
+        .map(|((), (), started)| started)
 }
 
 /// Loads `bundle` in the subject's directory, where it was put in place.
@@ -64,11 +71,11 @@ pub(super) async fn bring_back(
     let dir = subject.dir.clone();
     if let Some(foreign) = &bundle.manifest().foreign {
         stand_in(&dir, foreign, run).await?;
+        // Said once more: what runs is ended before its files are taken away.
+        run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
     }
 
     let from = SavedState { vmstate: dir.vmstate(), memory: dir.memory_base(), format: bundle::state_format(bundle)? };
-    // Said once more: what runs is ended before its files are taken away.
-    run.undo("vmm", end_vmm(Arc::clone(host), dir.clone(), None));
     let ready = host.counting_the_wait(backend, started.ready(&from), Ready::socket_wait);
     let ready = run.step("await vmm", ready).await?;
     if let Some((wait, _)) = ready.socket_wait() {

@@ -46,10 +46,9 @@ pub(super) enum Then {
 
 /// Opens a bundle and sees that it fits this host.
 pub(super) async fn open(host: &Arc<Host>, id: &SnapshotId) -> Result<Bundle, OpError> {
-    let (snapshots, wanted) = (host.data.snapshots(), id.clone());
-    let bundle = blocking(move || hearth_snapshot::open(&snapshots, &wanted))
-        .await
-        .map_err(|error| error.about("snapshot", id.as_str()))?;
+    // A small file and a look at each of the others: handing that to another thread and back would take longer.
+    let bundle = hearth_snapshot::open(&host.data.snapshots(), id)
+        .map_err(|error| OpError::from_kind(&error).about("snapshot", id.as_str()))?;
     let manifest = bundle.manifest();
     let devices = hearth_vmm::device_set(&host.machine_of(&manifest.spec));
     let fits = hearth_snapshot::compatible(manifest, &host.facts(manifest.backend), &[devices]);

@@ -28,9 +28,9 @@ pub(super) async fn fork(
 
     match plan.target {
         Target::Running => {
-            let (bundle, started) = bring_back::open_and_start(host, subject, snapshot, run).await?;
+            let (bundle, place) = bring_back::open(host, subject, snapshot, run).await?;
             link_image(subject, &bundle, run).await?;
-            bring_back::place(subject, &bundle, run).await?;
+            let started = bring_back::place_and_start(host, subject, (&bundle, place), run).await?;
             let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
             run.commit();
             Ok(Outcome::Running(born))

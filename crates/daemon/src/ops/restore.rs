@@ -14,12 +14,11 @@ pub(super) async fn restore(host: &Arc<Host>, subject: &mut Subject, run: &mut R
     let InstanceState::Standby { snapshot } = subject.record.phase.state().clone() else {
         return Err(OpError::new(ErrorKind::Internal, "restore was admitted without a snapshot"));
     };
-    let (bundle, started) = bring_back::open_and_start(host, subject, &snapshot, run).await?;
+    let (bundle, place) = bring_back::open(host, subject, &snapshot, run).await?;
 
     // In standby the overlay is a hard link to the bundle's; the guest gets a clone to write to.
     run.undo("overlay", files::replace_links(files::writable_disks(&bundle, &subject.dir)));
-    bring_back::place(subject, &bundle, run).await?;
-
+    let started = bring_back::place_and_start(host, subject, (&bundle, place), run).await?;
     let born = bring_back::bring_back(host, subject, &bundle, started, run).await?;
     run.commit();
     Ok(Outcome::Running(born))

@@ -25,9 +25,9 @@ pub(super) async fn revert(
 
     let outcome = match plan.target {
         Target::Running => {
-            let (bundle, started) = bring_back::open_and_start(host, subject, snapshot, run).await?;
+            let (bundle, place) = bring_back::open(host, subject, snapshot, run).await?;
             put_aside(&aside, run).await?;
-            bring_back::place(subject, &bundle, run).await?;
+            let started = bring_back::place_and_start(host, subject, (&bundle, place), run).await?;
             Outcome::Running(bring_back::bring_back(host, subject, &bundle, started, run).await?)
         }
         Target::Stopped => {

@@ -27,6 +27,8 @@ pub(crate) const COMMAND: &str = "await the API socket";
 const POLL: Duration = Duration::from_millis(1);
 /// Between the socket's file being there and its being listened on there is one system call.
 const LISTENS_SOON: Duration = Duration::from_millis(2);
+/// Meanwhile, between two tries. The kernel makes some 50 µs more of it.
+const NAP: Duration = Duration::from_micros(5);
 
 /// Tells when something appears in a directory.
 #[derive(Debug)]
@@ -120,10 +122,10 @@ async fn listens_soon(dir: &Path) -> io::Result<UnixStream> {
         if let Attempt::Connected(stream) = attempt(dir).await? {
             return Ok(stream);
         }
-        // A process that was not scheduled since is given time: this CPU may be the one that it waits for.
+        // Being told of the socket may have taken the CPU from whoever made it: it is given back. To yield
+        // would not do, for this thread's short slices come before that one's.
         if begin.elapsed() < LISTENS_SOON {
-            std::thread::yield_now();
-            tokio::task::yield_now().await;
+            std::thread::sleep(NAP);
         } else {
             tokio::time::sleep(POLL).await;
         }
