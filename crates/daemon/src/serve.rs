@@ -185,6 +185,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         crate::dropping::drop_all(&host).await;
     }
     host.networks.close().await;
+    host.vmms.launcher.close();
     info!(stop_instances, "drained");
     Ok(())
 }

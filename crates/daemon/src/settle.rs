@@ -123,7 +123,7 @@ mod tests {
         let (queue, waiting) = channel();
         let (to_settle, pins) = (snapshots.clone(), world.host.pins.clone());
         let thread = std::thread::spawn(move || {
-            work(&to_settle, (&pins, &Doomed::default()), &waiting, Duration::from_millis(10))
+            work(&to_settle, (&pins, &Doomed::default()), &waiting, Duration::from_millis(10));
         });
         let published = Published { snapshot: saved.id.clone(), at: Instant::now(), failed_before: false };
         queue.send(published).expect("it waits for it");

@@ -18,7 +18,7 @@ use crate::backend::slowness;
 use crate::baddisk::BadDisk;
 use crate::daemon::DaemonLog;
 use crate::smalldisk::FileSystem;
-use crate::{TestHost, binary, evidence, needs};
+use crate::{TestHost, binary, evidence, needs, traces};
 
 /// How long a story may take; less than what the test runner allows, so that it can clean up.
 const LIMIT: Duration = Duration::from_secs(200);
@@ -274,6 +274,8 @@ async fn leave_nothing(host: &TestHost) -> Result<()> {
     nothing.with_context(|| format!("left behind: {:?}", host.traces()))?;
     host.end_daemon()?;
     ensure!(host.slots().is_empty(), "left of the network: {:?}", host.slots());
+    let cgroups = traces::cgroup_parents(&host.data());
+    ensure!(cgroups.is_empty(), "left of cgroups: {cgroups:?}");
     let expected = host.expected.borrow();
     let mut complaints = host.log.complaints();
     complaints.retain(|line| !expected.iter().any(|text| line.contains(text)));

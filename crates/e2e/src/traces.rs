@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Traces {
     /// Processes whose working directory is in an instance's.
     pub processes: Vec<String>,
-    /// Cgroups of VMMs, and the one that they are in.
+    /// Cgroups of VMMs.
     pub cgroups: Vec<PathBuf>,
     /// What is in `instances/`, by name.
     pub instances: Vec<String>,
@@ -87,13 +87,13 @@ pub(crate) fn cgroup_parents(data: &Path) -> Vec<PathBuf> {
     parents.into_iter().filter(|parent| parent.is_dir()).collect()
 }
 
-/// The same, after those in it.
+/// Those in it.
 fn cgroups(data: &Path) -> Vec<PathBuf> {
     cgroup_parents(data)
         .into_iter()
         .flat_map(|parent| {
             let inside = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
-            inside.filter(|path| path.is_dir()).chain([parent.clone()]).collect::<Vec<_>>()
+            inside.filter(|path| path.is_dir()).collect::<Vec<_>>()
         })
         .collect()
 }
@@ -108,7 +108,7 @@ pub(crate) fn kill_vmms(dir: &Path) {
     }
     // Who was killed may not have left yet.
     for _ in 0..TRIES {
-        let left = cgroups(dir);
+        let left = [cgroups(dir), cgroup_parents(dir)].concat();
         if left.is_empty() {
             return;
         }

@@ -1,7 +1,7 @@
 //! A cgroup for each VMM, below one of the data directory's.
 //!
 //! ```text
-//!   <mount of version 2>/hearth-var-lib-hearth/     not there while no VMM is
+//!   <mount of version 2>/hearth-var-lib-hearth/     there while a daemon has started VMMs, or a VMM is there
 //!       <name of the VMM's directory>/              made before the VMM, which is cloned into it
 //! ```
 //! So whoever ends the daemon's service by its cgroup does not end VMMs; what a VMM uses can be told,
@@ -37,7 +37,20 @@ const LONGEST: usize = 200;
 /// Where VMMs get their cgroups. A clone is the same place.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
-    parent: Result<Arc<Path>, Arc<str>>,
+    parent: Result<Arc<Parent>, Arc<str>>,
+}
+
+/// The directory of them. It goes with the last who could make one in it, if nobody is in one: made for each VMM
+/// that is alone on its host, it would be on the way of each restore.
+#[derive(Debug)]
+struct Parent(PathBuf);
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        if let Err(error) = remove_empty(&self.0) {
+            tracing::warn!(cgroup = %self.0.display(), %error, "the cgroup of all VMMs stays");
+        }
+    }
 }
 
 /// One that was made for a VMM that is about to start.
@@ -73,7 +86,7 @@ impl Cgroups {
     #[must_use]
     pub fn of(data_dir: &Path) -> Self {
         let found = mount().and_then(|mount| {
-            let this = Self { parent: Ok(mount.join(name(data_dir)).into()) };
+            let this = Self { parent: Ok(Arc::new(Parent(mount.join(name(data_dir))))) };
             this.try_out().map(|()| this)
         });
         found.unwrap_or_else(|why| Self::none(&why))
@@ -84,7 +97,7 @@ impl Cgroups {
     /// # Errors
     /// The reason, for people.
     pub fn parent(&self) -> Result<&Path, &str> {
-        self.parent.as_deref().map_err(|why| &**why)
+        self.parent.as_ref().map(|parent| parent.0.as_path()).map_err(|why| &**why)
     }
 
     /// Removes those that nobody is in: what VMMs left that ended while no daemon ran. One that cannot
@@ -94,7 +107,7 @@ impl Cgroups {
     /// They cannot be listed.
     pub fn sweep(&self) -> io::Result<SweptCgroups> {
         let mut swept = SweptCgroups::default();
-        let Ok(parent) = &self.parent else { return Ok(swept) };
+        let Ok(parent) = self.parent() else { return Ok(swept) };
         let entries = match fs::read_dir(parent) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
@@ -110,15 +123,21 @@ impl Cgroups {
                 Err(error) => swept.failed.push((entry.path(), error)),
             }
         }
-        if let (true, Err(error)) = (swept.failed.is_empty(), remove_empty(parent)) {
-            swept.failed.push((parent.to_path_buf(), error));
-        }
         Ok(swept)
+    }
+
+    /// Removes the directory of them, if nobody is in one: a daemon that ends makes no more.
+    pub fn close(&self) {
+        if let Ok(parent) = self.parent()
+            && let Err(error) = remove_empty(parent)
+        {
+            tracing::warn!(cgroup = %parent.display(), %error, "the cgroup of all VMMs stays");
+        }
     }
 
     /// That of the VMM in a directory, whether it is there or not.
     pub(crate) fn path(&self, dir: &Path) -> Option<PathBuf> {
-        Some(self.parent.as_ref().ok()?.join(dir.file_name()?))
+        Some(self.parent().ok()?.join(dir.file_name()?))
     }
 
     /// Makes one for a VMM in `dir`. None where they cannot be had: a VMM is not kept from starting
@@ -144,7 +163,7 @@ impl Cgroups {
         let path = self.path(Path::new(&format!("try-{}", std::process::id()))).ok_or("no name for a cgroup")?;
         make(&path).map_err(|error| format!("make {}: {error}", path.display()))?;
         let tried = File::open(&path).and_then(|dir| process::try_in_cgroup(&program, dir.as_fd()));
-        let removed = leave(&path);
+        let removed = remove_empty(&path).and_then(|_| path.parent().map_or(Ok(true), remove_empty));
         tried.map_err(|error| format!("start a process in {}: {error}", path.display()))?;
         removed.map(drop).map_err(|error| format!("remove {}: {error}", path.display()))
     }
@@ -161,13 +180,13 @@ impl Cgroup {
 
     /// Nobody was started in it.
     pub(crate) fn discard(self) {
-        if let Err(error) = leave(&self.path) {
+        if let Err(error) = remove_empty(&self.path) {
             tracing::warn!(cgroup = %self.path.display(), %error, "a cgroup that nobody is in stays");
         }
     }
 }
 
-/// Makes a cgroup and the one above it, which others may just be removing.
+/// Makes a cgroup, and the one above it where that is not there.
 fn make(path: &Path) -> io::Result<()> {
     for _ in 0..TRIES {
         match fs::create_dir(path) {
@@ -196,7 +215,7 @@ pub(crate) fn ran_out_of_memory(path: &Path) -> bool {
 pub(crate) async fn remove(path: &Path) -> Result<(), KillError> {
     let failed = |source| KillError::Cgroup { path: path.to_owned(), source };
     for nth in 0..TRIES {
-        if leave(path).map_err(failed)? {
+        if remove_empty(path).map_err(failed)? {
             return Ok(());
         }
         // Where the kernel has no such file (before 5.14), what is left is named in the error.
@@ -204,15 +223,6 @@ pub(crate) async fn remove(path: &Path) -> Result<(), KillError> {
         tokio::time::sleep(PAUSE * 2_u32.pow(nth)).await;
     }
     Err(failed(io::ErrorKind::ResourceBusy.into()))
-}
-
-/// Removes a VMM's cgroup and, if it was the last one, the one above it; false if somebody is in it.
-fn leave(path: &Path) -> io::Result<bool> {
-    let left = remove_empty(path)?;
-    if let (true, Some(parent)) = (left, path.parent()) {
-        remove_empty(parent)?;
-    }
-    Ok(left)
 }
 
 /// Removes a cgroup; false if somebody is in it, or below it. Not there is success.
@@ -312,8 +322,13 @@ mod tests {
         crate::ending::end(&process).await.expect("ends");
         assert!(!path.exists());
         assert!(process::stat(child).expect("could look").is_none_or(|stat| stat.dead), "nothing of it runs on");
-        assert!(!cgroups.parent().expect("there is one").exists(), "it was the last one");
         cgroups.remove(dir.path()).await.expect("not there is success");
+        let parent = cgroups.parent().expect("there is one").to_owned();
+        let another = cgroups.clone();
+        drop(cgroups);
+        assert!(parent.exists(), "more may be started");
+        drop(another);
+        assert!(!parent.exists(), "it was the last one");
     }
 
     #[tokio::test]
@@ -331,7 +346,9 @@ mod tests {
             ..process::tests::shell(dir.path(), "")
         };
         process::start(program).expect_err("there is no such program");
-        assert!(!path.exists() && !cgroups.parent().expect("there is one").exists());
+        assert!(!path.exists());
+        cgroups.close();
+        assert!(!cgroups.parent().expect("there is one").exists());
     }
 
     #[test]
@@ -342,7 +359,7 @@ mod tests {
             fs::create_dir_all(dir.path().join(name)).expect("made");
         }
         fs::write(dir.path().join("b/file"), "").expect("written");
-        let swept = Cgroups { parent: Ok(dir.path().into()) }.sweep().expect("listed");
+        let swept = Cgroups { parent: Ok(Arc::new(Parent(dir.path().into()))) }.sweep().expect("listed");
         assert_eq!(swept.removed, 2);
         let failed: Vec<_> = swept.failed.into_iter().map(|(path, _)| path).collect();
         assert_eq!(failed, [dir.path().join("b")]);

@@ -197,6 +197,15 @@ impl Launcher {
         }
     }
 
+    /// The daemon ends, and starts no more: what it has for VMMs, and none of them is in, goes.
+    pub fn close(&self) {
+        match self {
+            Self::Real(cgroups) => cgroups.close(),
+            #[cfg(feature = "fake")]
+            Self::Fake(_) => {}
+        }
+    }
+
     /// Removes the cgroups of VMMs that ended while no daemon ran. To be called while none is being
     /// started.
     ///
