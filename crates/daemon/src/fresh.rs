@@ -32,7 +32,7 @@ const MARK: &str = "unrecorded-";
 const INSIDE: &str = "dir";
 
 /// What is younger may well be gone again soon. A record takes longer to the disk.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(4);
 
 /// Whether this is the name of a file that is a mark.
 pub(crate) fn is_mark(name: &str) -> bool {

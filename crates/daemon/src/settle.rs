@@ -67,7 +67,9 @@ fn work(snapshots: &std::path::Path, (pins, doomed): (&Pins, &Doomed), waiting: 
         let _kept = pins.pin(&snapshot);
         let settled = match hearth_snapshot::open(snapshots, &snapshot) {
             Ok(bundle) if bundle.is_settled() => continue,
-            Ok(bundle) => hearth_snapshot::settle(&bundle).map(drop).map_err(|e| (e.kind(), e.to_string())),
+            Ok(bundle) => {
+                hearth_snapshot::settle(&bundle).map(drop).map_err(|e| (e.kind(), hearth_model::error::chain(&e)))
+            }
             Err(error) => Err((error.kind(), hearth_model::error::chain(&error))),
         };
         match settled {

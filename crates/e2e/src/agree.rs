@@ -40,7 +40,7 @@ impl Names {
 }
 
 /// A directory for each instance; a VMM and a cgroup for each that runs, a namespace and a link for each
-/// of those with a network; a bundle for each snapshot and each that is in standby.
+/// of those with a network; at least a bundle for each snapshot and each that is in standby.
 ///
 /// # Errors
 /// What is there without an owner, or missing.
@@ -61,7 +61,8 @@ pub fn on_the_host(host: &TestHost, instances: &[Instance], snapshots: usize, na
     // None at all where version 2 is not mounted.
     ensure!([0, running].contains(&cgroups), "{running} run, cgroups are {:?}", traces.cgroups);
     let bundles = snapshots + standby;
-    ensure!(traces.snapshots.len() == bundles, "{bundles} bundles are wanted, there are {:?}", traces.snapshots);
+    // Memory that was left stays until it is on the disk that it was; at the end none may be there.
+    ensure!(traces.snapshots.len() >= bundles, "{bundles} bundles are wanted, there are {:?}", traces.snapshots);
     // A guest that was saved elsewhere has no network.
     let has_address = |it: &Instance| it.network.as_ref().is_some_and(|network| network.ip.is_some());
     let runs = instances.iter().filter(|it| it.state == InstanceState::Running);

@@ -115,6 +115,7 @@ fn simulated() -> Setup {
         "timeline not stored",
         "the record could not be",
         "a snapshot could not be removed",
+        "the snapshot could not be brought to the disk",
         // Of a disk that fails.
         "the host was not left as it should be",
         "Input/output error",
