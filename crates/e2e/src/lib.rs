@@ -28,7 +28,7 @@ mod story;
 mod traces;
 mod vm;
 
-pub use agree::{Names, in_the_records, on_the_host};
+pub use agree::{LeftMemory, Names, in_the_records, on_the_host};
 pub use backend::slowness;
 pub use baddisk::{Calls, DiskFault};
 pub use capture::Capture;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hearth_api::instances::{Instance, InstanceState};
 use hearth_api::snapshots::SnapshotKind;
-use hearth_e2e::{Names, TestHost, in_the_records, on_the_host, slowness};
+use hearth_e2e::{LeftMemory, Names, TestHost, in_the_records, on_the_host, slowness};
 
 use crate::realm::{Realm, Rests, Seen, see_snapshots};
 
@@ -54,15 +54,16 @@ async fn agree(host: &TestHost, realms: &mut [Realm], names: &Names) -> Result<(
         (snapshot.name.clone().unwrap_or_default(), Seen { memory })
     });
     see_snapshots(realms, kinds.collect()).map_err(anyhow::Error::msg)?;
-    on_the_host(host, &instances, snapshots.len(), names)?;
-    in_the_records(&host.data(), &instances, snapshots.len())
+    on_the_host(host, &instances, snapshots.len(), LeftMemory::Lingers, names)?;
+    in_the_records(&host.data(), &instances, snapshots.len(), LeftMemory::Lingers)
 }
 
 /// What is left when everything was removed.
 pub(crate) async fn nothing_is_left(host: &TestHost, names: &Names) -> Result<()> {
     let until = Instant::now() + SOON * slowness();
     loop {
-        let looked = on_the_host(host, &[], 0, names).and_then(|()| in_the_records(&host.data(), &[], 0));
+        let looked = on_the_host(host, &[], 0, LeftMemory::Gone, names)
+            .and_then(|()| in_the_records(&host.data(), &[], 0, LeftMemory::Gone));
         match looked {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() > until => bail!("left behind: {error:#}"),

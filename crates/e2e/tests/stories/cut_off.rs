@@ -17,7 +17,7 @@ use hearth_api::images::ImportImage;
 use hearth_api::instances::{DeleteInstance, InstanceState, TargetState};
 use hearth_api::snapshots::{CreateSnapshot, ForkSnapshot, SnapshotKind};
 use hearth_e2e::{
-    Names, Point, Setup, TestHost, TestImage, Vm, eventually, in_the_records, on_the_host, seed, slowness,
+    LeftMemory, Names, Point, Setup, TestHost, TestImage, Vm, eventually, in_the_records, on_the_host, seed, slowness,
 };
 
 use crate::firecracker::{SLOT, SLOTS_OF_A_POOL, on_the_network, real};
@@ -329,8 +329,8 @@ impl<'h> Stage<'h> {
     async fn look(&self) -> Result<Picture> {
         let (host, data) = (self.host, self.host.data());
         let (instances, snapshots) = (host.instances().await?, host.snapshots().await?);
-        on_the_host(host, &instances, snapshots.len(), &self.names)?;
-        in_the_records(&data, &instances, snapshots.len())?;
+        on_the_host(host, &instances, snapshots.len(), LeftMemory::Lingers, &self.names)?;
+        in_the_records(&data, &instances, snapshots.len(), LeftMemory::Lingers)?;
         let imports: Vec<_> = fs::read_dir(data.join("imports"))?.flatten().map(|entry| entry.path()).collect();
         ensure!(imports.is_empty(), "imports are under way: {imports:?}");
         let mut picture = Picture { instances: BTreeMap::new(), snapshots: BTreeMap::new(), images: (Vec::new(), 0) };
