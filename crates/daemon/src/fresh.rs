@@ -87,8 +87,8 @@ pub(crate) fn mark(path: &Path) -> Mark {
     }
 }
 
-/// Takes the mark away once what is recorded by now is on the disk, off every hot path. Before that, what its
-/// disks began with: they are clones, which nobody but a guest that syncs would bring there for long.
+/// Takes the mark away once what is recorded by now is on the disk, off every hot path. What its disks began with
+/// is brought there meanwhile: they are clones, which nobody but a guest that syncs would bring there for long.
 pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
     let marked = dir.clone();
     tokio::spawn(
@@ -104,6 +104,12 @@ pub(crate) fn unmark_later(host: &Arc<Host>, dir: InstanceDir) {
     later(host, move || unmark(dir.path()));
 }
 
+/// The same, of what tells that an instance was removed, after its record has gone.
+pub(crate) fn forget_later(host: &Arc<Host>, dir: &InstanceDir) {
+    let removed = dir.removed();
+    later(host, move || hearth_disk::remove(&removed));
+}
+
 fn sync_disks(dir: &InstanceDir) -> Result<(), FileError> {
     let disks = dir.disks();
     for disk in fs::read_dir(&disks).map_err(failed("list", &disks))?.flatten() {
@@ -111,12 +117,6 @@ fn sync_disks(dir: &InstanceDir) -> Result<(), FileError> {
         File::open(&path).and_then(|file| file.sync_data()).map_err(failed("bring to the disk", &path))?;
     }
     Ok(())
-}
-
-/// The same, of what tells that an instance was removed, after its record has gone.
-pub(crate) fn forget_later(host: &Arc<Host>, dir: &InstanceDir) {
-    let removed = dir.removed();
-    later(host, move || hearth_disk::remove(&removed));
 }
 
 fn later(host: &Arc<Host>, work: impl FnOnce() -> Result<(), FileError> + Send + 'static) {

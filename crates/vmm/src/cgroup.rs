@@ -45,11 +45,17 @@ pub struct Cgroups {
 #[derive(Debug)]
 struct Parent(PathBuf);
 
-impl Drop for Parent {
-    fn drop(&mut self) {
+impl Parent {
+    fn remove(&self) {
         if let Err(error) = remove_empty(&self.0) {
             tracing::warn!(cgroup = %self.0.display(), %error, "the cgroup of all VMMs stays");
         }
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 
@@ -128,10 +134,8 @@ impl Cgroups {
 
     /// Removes the directory of them, if nobody is in one: a daemon that ends makes no more.
     pub fn close(&self) {
-        if let Ok(parent) = self.parent()
-            && let Err(error) = remove_empty(parent)
-        {
-            tracing::warn!(cgroup = %parent.display(), %error, "the cgroup of all VMMs stays");
+        if let Ok(parent) = &self.parent {
+            parent.remove();
         }
     }
 
